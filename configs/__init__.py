@@ -1,0 +1,1 @@
+"""Configurations: one file a method, `get_config(preset)`."""

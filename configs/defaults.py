@@ -1,0 +1,132 @@
+"""What every method's config has: the same groups, the same names."""
+
+from ml_collections import ConfigDict
+
+from jaxmed import errors
+
+
+def defaults(method: str, preset: str) -> ConfigDict:
+  """The groups data, train, score, eval and report; a method adds model."""
+  return ConfigDict(
+    {
+      'method': method,
+      'preset': preset,
+      'seed': 0,
+      'data': {
+        'name': 'phantom',
+        'path': '',  # Of the images, for `folder`.
+        'dir': '',  # Of prepared data; else $JAXMED_DATA or ~/.cache/jaxmed.
+        'size': 64,  # Side of the square images that the networks see.
+        'channels': 3,
+        'resize': 0,  # The shorter side first becomes this; 0: left alone.
+        'crop': 'centre',  # Or random: where training images are cut.
+        'cohorts': {'normal': ''},  # Queries on index.parquet.
+        'validation': '',
+        'test': '',
+        'test_per_class': 0,  # Drawn at random with `seed`; 0: all.
+        'options': {},  # Of the data set's builder.
+      },
+      'model': {},
+      'train': {
+        'batch': 4,
+        'steps': 100,
+        'precision': 'float32',  # Or bfloat16.
+        'augment': (),  # Of jaxmed.pipeline.augment.
+        'save_minutes': 5.0,
+        'keep': 2,
+        'log_every': 10,
+        'fsdp': False,
+      },
+      'score': {
+        'batch': 64,
+        'slides': True,  # Also whole test slides, where the data has any.
+        'stride': 0,  # Between the tiles of a slide, px; 0: tile by tile.
+        'tissue': 0.5,  # Least tissue of a tile that is scored.
+        'max_failed': 0.01,
+      },
+      'eval': {
+        'primary': '',  # The score named first, chosen before any test.
+        'quantile': 0.95,  # Of validation normals: the threshold.
+        'specificity': 0.9,  # At which sensitivity is given.
+        'resamples': 2000,
+        'seed': 0,
+      },
+      'report': {'examples': 6},
+    }
+  )
+
+
+def phantom(config: ConfigDict) -> ConfigDict:
+  """Phantom H&E slides; every image is a 64 px patch of 32 micrometres."""
+  healthy = "label == 0 and tissue >= 0.9 and split == '{}' and domain == 'A'"
+  train = healthy.format('train')
+  config.data.name = 'phantom'
+  config.data.options = {
+    'seed': 0,
+    'train': 3,  # Healthy slides of each scanner, A and B.
+    'validation': 1,  # Healthy slides of scanner A.
+    'test_normal': 3,
+    'test_lesion': 4,
+    'side': 2048,  # Of training slides, px.
+    'test_side': 2560,
+    'mpp': 0.5,
+  }
+  config.data.cohorts = {
+    'normal': train,
+    'a': train,
+    'b': train.replace("'A'", "'B'"),
+  }
+  config.data.validation = healthy.format('validation')
+  config.data.test = (
+    "split == 'test' and tissue >= 0.9 and (label == 0 or lesion >= 0.8)"
+  )
+  config.data.test_per_class = 400
+  return config
+
+
+def folder(config: ConfigDict) -> ConfigDict:
+  """A folder of images: normal/ and abnormal/, or MVTec's layout."""
+  config.data.name = 'folder'
+  normal = "label == 0 and split == 'train'"
+  config.data.cohorts = {
+    'normal': normal,
+    'a': f"{normal} and domain == 'a'",  # The normals, halved by chance.
+    'b': f"{normal} and domain == 'b'",
+  }
+  config.data.validation = "label == 0 and split == 'validation'"
+  config.data.test = "split == 'test'"
+  config.data.options = {
+    'seed': 0,
+    'train': 0.6,  # Of the normals of a plain folder; by patient if it says.
+    'validation': 0.1,
+  }
+  return config
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+  """The phantom in a size that tests can afford: 32 px, seconds."""
+  config = phantom(config)
+  config.data.size = 32
+  config.data.options.update(
+    {
+      'train': 1,
+      'validation': 1,
+      'test_normal': 1,
+      'test_lesion': 1,
+      'side': 512,
+      'test_side': 512,
+    }
+  )
+  config.data.test_per_class = 16
+  config.train.steps = 12
+  config.eval.resamples = 200
+  config.report.examples = 2
+  return config
+
+
+def choose(method: str, preset: str | None, presets: dict) -> ConfigDict:
+  """The config of a preset, by name; an unknown one lists those there are."""
+  preset = preset or 'phantom'
+  if preset not in presets:
+    raise errors.unknown(f'preset of {method}', preset, presets)
+  return presets[preset](defaults(method, preset))

@@ -1,0 +1,1 @@
+"""One file a method: its equations, networks, losses, phases and score."""

@@ -1,0 +1,1 @@
+"""Numbers from scores: NumPy in, numbers out."""

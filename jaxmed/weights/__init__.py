@@ -1,0 +1,1 @@
+"""Foreign checkpoints: names, shapes, readers, registry."""

@@ -1,0 +1,45 @@
+"""Strictness for every test, and the tiers: plain, and `--all`."""
+
+import pathlib
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHARED = ROOT.parent / 'shared'
+
+
+def pytest_addoption(parser):
+  parser.addoption('--all', action='store_true', help='also the slow tests')
+
+
+def pytest_configure(config):
+  del config
+  if not flags.FLAGS.is_parsed():  # Grain's worker processes ask for them.
+    flags.FLAGS(['pytest'])
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption('--all'):
+    return
+  skip = pytest.mark.skip(reason='slow: run with --all')
+  for item in items:
+    if 'slow' in item.keywords:
+      item.add_marker(skip)
+
+
+@pytest.fixture
+def shared():
+  """A function that gives a path of the shared real data, or skips."""
+
+  def find(path: str) -> pathlib.Path:
+    found = SHARED / path
+    if not found.exists():
+      pytest.skip(f'needs {path} of the shared data, which is not here')
+    return found
+
+  return find
