@@ -1,6 +1,7 @@
 """Strictness for every test, and the tiers: plain, and `--all`."""
 
 import pathlib
+import tempfile
 
 import jax
 import pytest
@@ -18,7 +19,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-  del config
+  # Tests that restart a run compile the same step again and again.
+  cache = tempfile.TemporaryDirectory(prefix='jaxmed-compiled-')
+  config.add_cleanup(cache.cleanup)
+  jax.config.update('jax_compilation_cache_dir', cache.name)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
   if not flags.FLAGS.is_parsed():  # Grain's worker processes ask for them.
     flags.FLAGS(['pytest'])
 

@@ -1,0 +1,95 @@
+"""The one training loop. It knows no method and branches on none."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+
+from jaxmed.method import Batches, Method, Phase, Scalars, State
+from jaxmed.train.sharding import Place
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+  """Where training stands. `event` counts steps and ends of phases."""
+
+  event: int = 0
+  phase: int = 0
+  step: int = 0  # Of this phase; 0: the phase has not begun.
+
+
+# open_cohorts(phase, skip) yields that phase's batches, from step `skip` on.
+OpenCohorts = Callable[[Phase, int], Iterator[Batches]]
+# Told of each step that was compiled, and how many seconds that took.
+OnCompiled = Callable[[Phase, jax.stages.Lowered, float], None]
+
+
+def plan(
+  method: Method, place: Place, given: State
+) -> Sequence[Sequence[State]]:
+  """The abstract state before and during every phase, and at the end.
+
+  It says what to allocate, how a step's output is sharded, and what to
+  restore a checkpoint into, before anything is computed.
+  """
+  key, plans = jax.random.key(0), []
+  state = place(jax.eval_shape(lambda s: s, given))
+  for phase in method.phases:
+    during = place(jax.eval_shape(phase.init, key, state))
+    plans.append((state, during))
+    state = place(jax.eval_shape(phase.finish, key, during))
+  return [*plans, (state, state)]
+
+
+def train(
+  method: Method,
+  open_cohorts: OpenCohorts,
+  plans: Sequence[Sequence[State]],
+  seed: int,
+  start: tuple[At, State],
+  on_compiled: OnCompiled = lambda phase, step, seconds: None,
+  compiler_options: dict[str, bool | str] | None = None,
+) -> Iterator[tuple[At, State, Scalars]]:
+  """Runs every phase from `start` on, yielding after each step and phase.
+
+  A yielded state is only good until the next step, which reuses its memory.
+  """
+  at, state = start
+  for index in range(at.phase, len(method.phases)):
+    phase, during = method.phases[index], _shardings(plans[index][1])
+    init_key, step_key, finish_key = jax.random.split(
+      jax.random.fold_in(jax.random.key(seed), index), 3
+    )
+    if at.step == 0:
+      state = jax.jit(phase.init, out_shardings=during)(init_key, state)
+    left = None if phase.steps is None else phase.steps - at.step
+    batches = itertools.islice(open_cohorts(phase, at.step), left)
+
+    compiled = {}  # Ahead of time: a step whose inputs change is an error.
+    for number, batch in enumerate(batches, start=at.step):
+      step, inputs = phase.step_at(number), (state, batch, step_key, number)
+      if step not in compiled:
+        began = time.monotonic()
+        lowered = _jit(step, during).lower(*inputs)
+        compiled[step] = lowered.compile(compiler_options)
+        on_compiled(phase, lowered, time.monotonic() - began)
+      state, scalars = compiled[step](*inputs)
+      at = At(at.event + 1, index, number + 1)
+      yield at, state, scalars
+    after = _shardings(plans[index + 1][0])
+    state = jax.jit(phase.finish, out_shardings=after)(finish_key, state)
+    at = At(at.event + 1, index + 1, 0)
+    yield at, state, {}
+
+
+def _jit(step, shardings):
+  def advance(state, batches, key, number):
+    return step(state, batches, jax.random.fold_in(key, number))
+
+  return jax.jit(advance, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _shardings(abstract: State) -> State:
+  return jax.tree.map(lambda leaf: leaf.sharding, abstract)
