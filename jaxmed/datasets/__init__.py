@@ -1,1 +1,1 @@
-"""Data sets: one file each, and the writer that prepares them."""
+"""Data sets: builders, one file each, and the writer that they share."""

@@ -1,0 +1,213 @@
+"""Your own images: a folder of normal and anomalous ones, as a data set.
+
+The folder's layout says which is which (see layouts.py). Files are stored as
+they are; one that cannot be read is listed in failures.jsonl with its reason.
+Where the layout has no splits, normal images are divided by a hash of their
+patient, so that a new file moves no other; all anomalies are for testing.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxmed import errors
+from jaxmed.datasets import images, layouts
+from jaxmed.datasets.layouts import Found
+from jaxmed.datasets.shards import Example, Failure, Shard
+
+NAME = 'folder'
+VERSION = '1.0.0'
+DESCRIPTION = 'Images of a folder, normal and anomalous.'
+CITATION = ''
+LICENCE = 'That of the images.'
+
+OPTIONS = {
+  'seed': 0,
+  'train': 0.6,  # The share of the normal groups that is for training.
+  'validation': 0.1,  # And for thresholds; the rest is for testing.
+  'group': '',  # A pattern whose first group is the patient, of file names.
+  'labels': '',  # A CSV file, relative to the folder.
+}
+CHUNK = 256  # Files of a shard.
+
+
+def fingerprint(data_config: ConfigDict) -> dict[str, Any]:
+  """The files by name, size and time, and the options."""
+  root, options = _root(data_config), _options(data_config)
+  digest = hashlib.sha256()
+  for found in layouts.find(root, options['labels']):
+    for path in filter(None, (found.path, found.mask)):
+      status = (root / path).stat()
+      line = f'{path}\0{status.st_size}\0{status.st_mtime_ns}\n'
+      digest.update(line.encode())
+    digest.update(repr(found).encode())
+  return {'files': digest.hexdigest(), 'options': options}
+
+
+def expected_bytes(data_config: ConfigDict) -> int:
+  root, options = _root(data_config), _options(data_config)
+  found = layouts.find(root, options['labels'])
+  paths = [path for one in found for path in (one.path, one.mask) if path]
+  return sum((root / path).stat().st_size for path in paths) + 2**10 * len(
+    paths
+  )
+
+
+def shards(data_config: ConfigDict, directory: pathlib.Path) -> list[Shard]:
+  """Chunks of files of one split."""
+  del directory
+  root, options = _root(data_config), _options(data_config)
+  members = collections.defaultdict(list)
+  for found in divide(layouts.find(root, options['labels']), options):
+    members[found.split].append(found)
+  if not any(found.label == 0 for found in members['train']):
+    raise errors.UserError(
+      f'No normal image of {root} is left for training: '
+      f'data.options.train is {options["train"]}, and a patient with an '
+      'anomaly is wholly for testing. Give more images or another share.'
+    )
+  return [
+    Shard(
+      name=f'{split}/{start}',
+      split=split,
+      examples=functools.partial(
+        read, root, tuple(found[start : start + CHUNK]), options['seed']
+      ),
+    )
+    for split, found in members.items()
+    for start in range(0, len(found), CHUNK)
+  ]
+
+
+def divide(found: Sequence[Found], options: dict[str, Any]) -> list[Found]:
+  """Every image with its group and split.
+
+  Splits that the layout gives stay. If it gives no validation images, some of
+  its training ones become them.
+  """
+  found = [
+    dataclasses.replace(one, group=one.group or _group(one.path, options))
+    for one in found
+  ]
+  sick = {one.group for one in found if one.label != 0}
+  given = {one.split for one in found} - {''}
+  train, validation = options['train'], options['validation']
+
+  def split(one: Found) -> str:
+    chance = _chance(options['seed'], 'split', one.group)
+    if one.split == 'train' and 'validation' not in given:
+      return 'validation' if chance < validation else 'train'
+    if one.split:
+      return one.split
+    if one.group in sick or chance >= train + validation:
+      return 'test'
+    return 'train' if chance < train else 'validation'
+
+  return [dataclasses.replace(one, split=split(one)) for one in found]
+
+
+def read(
+  root: pathlib.Path, found: Sequence[Found], seed: int
+) -> Iterator[Example | Failure]:
+  """The examples of some files, each decoded once to be sure of it."""
+  for one in found:
+    try:
+      yield _example(root, one, seed)
+    except (images.ImageError, OSError) as error:
+      yield Failure(one.path, str(error))
+
+
+def _example(root: pathlib.Path, found: Found, seed: int) -> Example:
+  image = (root / found.path).read_bytes()
+  header = images.check(image)
+  mask, lesion = b'', 0.0 if found.label == 0 else float('nan')
+  if found.mask:
+    mask, lesion = _mask(root / found.mask, header)
+  half = _chance(seed, 'domain', found.group) < 0.5
+  return {
+    'image': image,
+    'mask': mask,
+    'key': found.path,
+    'group': found.group,
+    'label': found.label,
+    'kind': found.kind,
+    'lesion': lesion,
+    'domain': 'a' if half else 'b',
+  }
+
+
+def _mask(path: pathlib.Path, image: images.Header) -> tuple[bytes, float]:
+  try:
+    encoded = path.read_bytes()
+    pixels = images.decode_mask(encoded)
+  except images.ImageError as error:
+    raise images.ImageError(f'its mask {path.name}: {error}') from error
+  if pixels.shape != (image.height, image.width):
+    raise images.ImageError(
+      f'its mask {path.name} is {pixels.shape[1]} x {pixels.shape[0]} px, the '
+      f'image {image.width} x {image.height}'
+    )
+  if images.probe(encoded).format != 'png':
+    encoded = images.encode_mask(pixels)
+  return encoded, float(pixels.mean())
+
+
+def _group(path: str, options: dict[str, Any]) -> str:
+  """The patient, from the file's name, or its path if the pattern has a /."""
+  pattern = options['group']
+  if not pattern:
+    return path
+  text = path if '/' in pattern else path.rpartition('/')[2]
+  try:
+    match = re.search(pattern, text)
+    group = match and match[1]
+  except (re.error, IndexError) as error:
+    raise errors.UserError(
+      f'data.options.group is {pattern!r}: {error}. Expected a regular '
+      r"expression with a group in it, such as '^(patient\d+)_'."
+    ) from error
+  if not group:
+    raise errors.UserError(
+      f'data.options.group {pattern!r} finds no patient in {text!r}. Every '
+      'image needs one; mend the pattern or the name.'
+    )
+  return group
+
+
+def _chance(seed: int, purpose: str, group: str) -> float:
+  """A number in [0, 1) that only these three decide."""
+  digest = hashlib.sha256(f'{seed}/{purpose}/{group}'.encode()).digest()
+  return int.from_bytes(digest[:7]) / 2**56
+
+
+def _root(data_config: ConfigDict) -> pathlib.Path:
+  if not data_config.path:
+    raise errors.UserError(
+      'The data set folder needs --config.data.path, the folder of images.'
+    )
+  root = pathlib.Path(data_config.path).expanduser().absolute()
+  if not root.is_dir():
+    raise errors.UserError(f'There is no folder {root} (--config.data.path).')
+  return root
+
+
+def _options(data_config: ConfigDict) -> dict[str, Any]:
+  given = dict(data_config.options)
+  for name in given:
+    if name not in OPTIONS:
+      raise errors.unknown('option of the data set folder', name, OPTIONS)
+  options = OPTIONS | given
+  train, validation = options['train'], options['validation']
+  if not (train > 0 and validation >= 0 and train + validation <= 1):
+    raise errors.UserError(
+      f'data.options.train is {train} and validation {validation}; they are '
+      'shares of the normal images, of which together at most 1.'
+    )
+  return options

@@ -1,0 +1,331 @@
+"""From a builder's shards to a prepared data set on disk.
+
+A builder is a module of this package with NAME, VERSION, DESCRIPTION,
+CITATION, LICENCE and the functions
+  fingerprint(data_config): all that decides the content, for JSON;
+  shards(data_config, directory): the list of Shards;
+and, where it has something to say,
+  slides(data_config, directory): the rows of slides.parquet;
+  expected_bytes(data_config): how much disk it will need.
+
+Everything is written into a folder beside the final one, a shard at a time,
+and renamed when it is complete. A preparation that was killed goes on with the
+shards that are left, and what bears the final name is always whole.
+"""
+
+import collections
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import pkgutil
+import shutil
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from absl import logging
+from ml_collections import ConfigDict
+
+from jaxmed import datasets, errors
+from jaxmed.datasets import shards as shard_files
+from jaxmed.datasets.crew import write_all
+from jaxmed.datasets.shards import COLUMNS, Failure, Job, Shard
+
+__all__ = ['Failure', 'Shard', 'builder', 'location', 'prepare']
+
+LAYOUT = 1  # Of the folder; another number prepares everything anew.
+SPLITS = ('train', 'validation', 'test')
+SLIDES = {
+  'group': pa.string(),
+  'path': pa.string(),  # Relative to the data set, or absolute.
+  'annotation': pa.string(),
+  'split': pa.string(),
+  'label': pa.int8(),
+  'domain': pa.string(),
+  'mpp': pa.float32(),
+  'width': pa.int32(),
+  'height': pa.int32(),
+}
+
+
+def prepare(data_config: ConfigDict, progress: bool = True) -> pathlib.Path:
+  """Makes the data set that the config names, unless it is there."""
+  module = builder(data_config.name)
+  directory = location(data_config)
+  if _complete(directory):
+    return directory
+  with _lock(directory):
+    if not _complete(directory):  # Another process may have made it.
+      _check_disk(module, data_config, directory)
+      try:
+        _make(module, data_config, directory, progress)
+      except OSError as error:
+        if error.errno != errno.ENOSPC:
+          raise
+        raise errors.UserError(
+          f'The disk of {directory.parent} is full. Make room, or set '
+          '--config.data.dir or $JAXMED_DATA to another disk; what is written '
+          'is kept, and the next call goes on from there.'
+        ) from error
+  return directory
+
+
+def location(data_config: ConfigDict) -> pathlib.Path:
+  """Where the prepared data set is, or will be."""
+  module = builder(data_config.name)
+  root = (
+    data_config.get('dir')
+    or os.environ.get('JAXMED_DATA')
+    or pathlib.Path.home() / '.cache' / 'jaxmed'
+  )
+  digest = _digest(_content(module, data_config))
+  folder = f'{module.VERSION}-{digest}'
+  return pathlib.Path(root).expanduser().absolute() / module.NAME / folder
+
+
+def builder(name: str) -> types.ModuleType:
+  """The builder module of a data set, by name."""
+  names = [module.name for module in pkgutil.iter_modules(datasets.__path__)]
+  if name in names:
+    module = importlib.import_module(f'jaxmed.datasets.{name}')
+    if hasattr(module, 'shards') and hasattr(module, 'fingerprint'):
+      return module
+  raise errors.unknown('data set', name, _builders(names))
+
+
+def _builders(names: Sequence[str]) -> list[str]:
+  """The builders among this package's modules; the rest is machinery."""
+  modules = {n: importlib.import_module(f'jaxmed.datasets.{n}') for n in names}
+  return [n for n, module in modules.items() if hasattr(module, 'fingerprint')]
+
+
+def _content(module, data_config) -> dict[str, Any]:
+  return {
+    'name': module.NAME,
+    'version': module.VERSION,
+    'layout': LAYOUT,
+    'builder': module.fingerprint(data_config),
+  }
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _complete(directory: pathlib.Path) -> bool:
+  return (directory / 'dataset.json').is_file()
+
+
+@contextlib.contextmanager
+def _lock(directory: pathlib.Path) -> Iterator[None]:
+  """One process prepares a data set; others wait. Ends with its holder."""
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with directory.with_name(f'{directory.name}.lock').open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      logging.info('Another process prepares %s; waiting for it.', directory)
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _check_disk(module, data_config, directory: pathlib.Path) -> None:
+  if not hasattr(module, 'expected_bytes'):
+    return
+  needed = module.expected_bytes(data_config)
+  free = shutil.disk_usage(directory.parent).free
+  if needed > free:
+    raise errors.UserError(
+      f'The records of {module.NAME} need about {needed / 1e9:.2f} GB, and '
+      f'{directory.parent} has {free / 1e9:.2f} GB free. Make room, or set '
+      '--config.data.dir or $JAXMED_DATA to another disk.'
+    )
+
+
+def _make(module, data_config, directory: pathlib.Path, progress: bool):
+  unfinished = directory.with_name(f'{directory.name}.unfinished')
+  (unfinished / shard_files.PARTS).mkdir(parents=True, exist_ok=True)
+  for left_behind in unfinished.rglob('*.tmp'):
+    left_behind.unlink()
+  jobs = _jobs(module.NAME, module.shards(data_config, unfinished), unfinished)
+  write_all(jobs, module.NAME, progress)
+  index = _index(jobs)
+  about = [shard_files.about(job.part) for job in jobs]
+  failures = [failure for part in about for failure in part['failures']]
+  _check(module, index, failures)
+  pq.write_table(index, unfinished / 'index.parquet')
+  if hasattr(module, 'slides'):
+    rows = module.slides(data_config, unfinished)
+    _write_slides(rows, unfinished)
+  _write_failures(failures, unfinished)
+  _write_tfds(module, jobs, about, unfinished)
+  _write_summary(module, data_config, jobs, index, about, unfinished)
+  shutil.rmtree(unfinished / shard_files.PARTS)
+  unfinished.rename(directory)
+
+
+def _jobs(name: str, shards: Sequence[Shard], directory) -> list[Job]:
+  """The shards in the order of their rows: by split, then as listed."""
+  strange = {shard.split for shard in shards} - set(SPLITS)
+  if strange:
+    raise ValueError(f'shards of splits {strange}; splits are {SPLITS}')
+  jobs = []
+  for split in SPLITS:
+    members = [shard for shard in shards if shard.split == split]
+    jobs += [
+      Job(shard, name, number, len(members), directory)
+      for number, shard in enumerate(members)
+    ]
+  return jobs
+
+
+def _index(jobs: Sequence[Job]) -> pa.Table:
+  """Row i describes record i of the three splits' records in a row."""
+  parts = []
+  for job in jobs:
+    part = pq.read_table(job.part).replace_schema_metadata()
+    split = pa.array([job.shard.split] * len(part), pa.string())
+    parts.append(part.append_column('split', split))
+  empty = pa.schema(
+    [*((n, kind) for n, (kind, _) in COLUMNS.items()), ('split', pa.string())]
+  ).empty_table()
+  index = pa.concat_tables([empty, *parts])
+  rows = pa.array(range(len(index)), pa.int32())
+  return index.add_column(0, 'row', rows).combine_chunks()
+
+
+def _check(module, index: pa.Table, failures: Sequence) -> None:
+  """Nothing is empty, nothing has two places, and no group two splits."""
+  if not len(index):
+    reason = f', the first: {failures[0]["error"]}' if failures else ''
+    raise errors.UserError(
+      f'The data set {module.NAME} has no images that can be read '
+      f'({len(failures)} failed{reason}).'
+    )
+  keys = pc.value_counts(index['key'])
+  twice = [k['values'].as_py() for k in keys if k['counts'].as_py() > 1]
+  if twice:
+    raise errors.UserError(
+      f'The data set {module.NAME} has {len(twice)} keys more than once, the '
+      f'first {twice[0]!r}. Give every image a name of its own.'
+    )
+  check_disjoint(index)
+
+
+def check_disjoint(index: pa.Table) -> None:
+  """Splits are by slide or patient: a group that is in two is an error."""
+  pairs = index.group_by(['group', 'split']).aggregate([])
+  splits = collections.defaultdict(list)
+  for group, split in zip(*pairs.to_pydict().values(), strict=True):
+    splits[group].append(split)
+  for group, found in sorted(splits.items()):
+    if len(found) > 1:
+      raise errors.UserError(
+        f'Group {group!r} is in the splits {" and ".join(sorted(found))}. A '
+        'slide or patient belongs to one split only; mend the splits, or the '
+        'option that names the groups.'
+      )
+
+
+def _write_slides(rows: Sequence[Mapping], directory: pathlib.Path) -> None:
+  """Paths into the data set become relative: the folder will be renamed."""
+
+  def relative(path: str) -> str:
+    inside = path and pathlib.Path(path).is_relative_to(directory)
+    return str(pathlib.Path(path).relative_to(directory)) if inside else path
+
+  rows = [
+    {**row, **{n: relative(str(row[n])) for n in ('path', 'annotation')}}
+    for row in rows
+  ]
+  table = pa.Table.from_pylist(rows, schema=pa.schema(list(SLIDES.items())))
+  pq.write_table(table, directory / 'slides.parquet')
+
+
+def _write_failures(failures: Sequence[Mapping], directory) -> None:
+  if not failures:
+    return
+  lines = [json.dumps({'stage': 'prepare', **failure}) for failure in failures]
+  path = directory / 'failures.jsonl'
+  path.write_text('\n'.join(lines) + '\n')
+  logging.warning(
+    '%d items could not be read and are left out, the first %s (%s). All are '
+    'listed in failures.jsonl of the data set.',
+    len(failures),
+    failures[0]['item'],
+    failures[0]['error'],
+  )
+
+
+def _write_tfds(module, jobs, about, directory: pathlib.Path) -> None:
+  """The metadata that makes the folder an ordinary TFDS data set."""
+  import tensorflow_datasets as tfds
+
+  sizes = collections.Counter()
+  for job, part in zip(jobs, about, strict=True):
+    sizes[job.shard.split] += part['bytes']
+  splits = [
+    tfds.core.SplitInfo(name, shard_lengths=counts, num_bytes=sizes[name])
+    for name, counts in _lengths(jobs).items()
+  ]
+  kind = _kind(about)
+  tfds.folder_dataset.write_metadata(
+    data_dir=os.fspath(directory),
+    features=shard_files.features(kind['channels'], kind['bits']),
+    split_infos=splits,
+    version=module.VERSION,
+    check_data=False,
+    description=module.DESCRIPTION,
+    citation=module.CITATION,
+    license=module.LICENCE,
+  )
+
+
+def _lengths(jobs: Sequence[Job]) -> dict[str, list[int]]:
+  """How many examples each shard of each split holds."""
+  lengths = collections.defaultdict(list)
+  for job in jobs:
+    lengths[job.shard.split].append(pq.read_metadata(job.part).num_rows)
+  return dict(lengths)
+
+
+def _kind(about: Sequence[Mapping]) -> dict[str, Any]:
+  """What all images have in common; channels is None if they differ."""
+  headers = {tuple(header) for part in about for header in part['headers']}
+  formats, channels, bits = (
+    set(column) for column in zip(*headers, strict=True)
+  )
+  return {
+    'formats': sorted(formats),
+    'channels': channels.pop() if len(channels) == 1 else None,
+    'bits': max(bits),
+  }
+
+
+def _write_summary(module, data_config, jobs, index, about, directory) -> None:
+  """dataset.json: the last file; what a reader knows before any record."""
+  content = _content(module, data_config)
+  counts = index.group_by(['split', 'label']).aggregate([('row', 'count')])
+  summary = {
+    'name': module.NAME,
+    'version': module.VERSION,
+    'fingerprint': _digest(content),
+    'content': content,
+    'licence': module.LICENCE,
+    'shards': _lengths(jobs),
+    'counts': counts.rename_columns(['split', 'label', 'n']).to_pylist(),
+    'masks': any(part['masks'] for part in about),
+    'failures': sum(len(part['failures']) for part in about),
+    **_kind(about),
+  }
+  text = json.dumps(summary, indent=2)
+  (directory / 'dataset.json').write_text(text + '\n')
