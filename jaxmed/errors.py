@@ -1,7 +1,10 @@
 """What a user can mend. The command line prints it as one sentence."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+
+from absl import logging
 
 
 class UserError(Exception):
@@ -15,3 +18,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
   hint = f' Did you mean {close[0]!r}?' if close else ''
   listed = ', '.join(known) or 'none'
   return UserError(f'No {kind} {name!r}.{hint} Known: {listed}.')
+
+
+def exit_code(main: Callable[[], int | None], debug: bool) -> int:
+  """Runs a command; what a user can mend becomes one sentence and a 2."""
+  try:
+    return main() or 0
+  except UserError as error:
+    if debug:
+      raise
+    logging.get_absl_handler().flush()
+    sys.stderr.write(f'jaxmed: {error}\n')
+    return 2

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.method import Batches, Phase
-from jaxmed.train.loop import At
+from jaxmed.training.loop import At
 
 
 class Meter:

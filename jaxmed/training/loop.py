@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from jaxmed.method import Batches, Method, Phase, Scalars, State
-from jaxmed.train.sharding import Place
+from jaxmed.training.sharding import Place
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from jaxmed.method import Batch, Info, Method, Phase, Score, State, valid_mean
 from jaxmed.nn.fit import fit, start
-from jaxmed.train import loop, run, sharding
+from jaxmed.training import loop, run, sharding
 
 CONFIG = types.SimpleNamespace(steps=9, critics=3, core=5, width=8)
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), np.uint8)

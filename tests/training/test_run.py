@@ -12,10 +12,10 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.method import Phase
-from jaxmed.train import run
-from jaxmed.train.run import Policy, Stopped
-from tests.train import miniature
-from tests.train.miniature import CONFIG, INFO, adversaries, bank, train
+from jaxmed.training import run
+from jaxmed.training.run import Policy, Stopped
+from tests.training import miniature
+from tests.training.miniature import CONFIG, INFO, adversaries, bank, train
 
 BOTH = pytest.mark.parametrize('build', [adversaries, bank])
 OFTEN = Policy(save_minutes=0.0, log_every=2)

@@ -19,9 +19,9 @@ from orbax.checkpoint import v1 as ocp
 from jaxmed.errors import UserError
 from jaxmed.method import Method, Scalars, State
 from jaxmed.progress import Progress
-from jaxmed.train import loop
-from jaxmed.train.loop import At
-from jaxmed.train.writer import Log, Meter
+from jaxmed.training import loop
+from jaxmed.training.loop import At
+from jaxmed.training.writer import Log, Meter
 
 
 class Stopped(Exception):

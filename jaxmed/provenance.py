@@ -1,0 +1,74 @@
+"""Where a run's numbers come from: code, versions, devices, data, time."""
+
+import datetime
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+from jaxmed import __version__, workdir
+
+PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'numpy',
+  'scikit-learn',
+  'tensorflow-datasets',
+)
+
+
+class Provenance:
+  """`provenance.json`, added to as a run goes on."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._path = folder / 'provenance.json'
+    self._facts = {'started': _now(), 'stages': {}}
+    if self._path.exists():
+      self._facts = workdir.read_json(self._path)
+    self._facts |= {
+      'jaxmed': __version__,
+      'commit': _commit(),
+      'python': platform.python_version(),
+      'platform': platform.platform(),
+      'versions': {p: importlib.metadata.version(p) for p in PACKAGES},
+    }
+
+  def add(self, **facts) -> None:
+    """Adds facts and writes the file; one host does."""
+    self._facts |= facts
+    self._write()
+
+  def stage(self, name: str, seconds: float) -> None:
+    """A stage that took several launches counts them all."""
+    stages = self._facts['stages']
+    stages[name] = round(stages.get(name, 0.0) + seconds, 2)
+    self._facts['finished'] = _now()
+    self._write()
+
+  def _write(self):
+    self._facts['devices'] = [
+      f'{d.device_kind} ({d.platform})' for d in jax.devices()
+    ]
+    if jax.process_index() == 0:
+      workdir.write_json(self._path, self._facts)
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def _commit() -> str:
+  """Of the checkout that runs, if it is one."""
+  here = pathlib.Path(__file__).parent
+  git = ['git', '-C', str(here), 'describe', '--always', '--dirty']
+  try:
+    done = subprocess.run(git, capture_output=True, text=True, timeout=10)
+  except (OSError, subprocess.TimeoutExpired):
+    return ''
+  return done.stdout.strip() if done.returncode == 0 else ''

@@ -1,0 +1,47 @@
+"""Several hosts: how they find each other, wait, and let one write."""
+
+from collections.abc import Callable
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxmed.errors import UserError
+
+
+def initialize(
+  automatic: bool, coordinator: str, processes: int, process: int
+) -> None:
+  """Joins the other hosts, if this launch is one of several.
+
+  Args:
+    automatic: let JAX find out, as it can on TPU pods and under Slurm.
+    coordinator: host:port of process 0, where JAX can't find out.
+    processes: how many.
+    process: which one this is.
+  """
+  if coordinator and not (processes > 0 and 0 <= process < processes):
+    raise UserError(
+      f'--coordinator={coordinator} needs --processes and --process, from 0 '
+      f'to processes - 1; found {processes} and {process}.'
+    )
+  if coordinator:
+    jax.distributed.initialize(coordinator, processes, process)
+  elif automatic:
+    jax.distributed.initialize()
+
+
+def is_first() -> bool:
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Waits for all hosts."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def only_first(function: Callable[[], None], name: str) -> None:
+  """One host does it while the others wait."""
+  if is_first():
+    function()
+  barrier(name)
