@@ -58,7 +58,7 @@ def write_all(jobs: Sequence[Job], name: str, show: bool = True) -> None:
       with _Helper() as helper:
         take_each(helper.write_shard)
 
-  helpers = min(_cores(), len(left)) - 1
+  helpers = min(cores(), len(left)) - 1
   with futures.ThreadPoolExecutor(max(helpers, 1)) as threads:
     others = [threads.submit(help_out) for _ in range(helpers)]
     try:
@@ -71,7 +71,8 @@ def write_all(jobs: Sequence[Job], name: str, show: bool = True) -> None:
     counter.close()
 
 
-def _cores() -> int:
+def cores() -> int:
+  """How many this process may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
