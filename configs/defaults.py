@@ -99,6 +99,8 @@ def folder(config: ConfigDict) -> ConfigDict:
     'seed': 0,
     'train': 0.6,  # Of the normals of a plain folder; by patient if it says.
     'validation': 0.1,
+    'group': '',  # A pattern for file names, whose group is the patient.
+    'labels': '',  # A CSV file in data.path: path,label[,group,split,...].
   }
   return config
 
