@@ -1,10 +1,7 @@
 """What a user can mend. The command line prints it as one sentence."""
 
 import difflib
-import sys
-from collections.abc import Callable, Iterable
-
-from absl import logging
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -12,21 +9,16 @@ class UserError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-  """An error for a misspelt name: the closest match, and all known ones."""
+  """An error for a misspelt name: the closest match, and what is known.
+
+  Of more than 30 known names, only those that come near are listed.
+  """
   known = sorted(known)
-  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
   hint = f' Did you mean {close[0]!r}?' if close else ''
-  listed = ', '.join(known) or 'none'
-  return UserError(f'No {kind} {name!r}.{hint} Known: {listed}.')
-
-
-def exit_code(main: Callable[[], int | None], debug: bool) -> int:
-  """Runs a command; what a user can mend becomes one sentence and a 2."""
-  try:
-    return main() or 0
-  except UserError as error:
-    if debug:
-      raise
-    logging.get_absl_handler().flush()
-    sys.stderr.write(f'jaxmed: {error}\n')
-    return 2
+  label, listed = 'Known', known
+  if len(known) > 30 and close:
+    label, listed = 'Near', close
+  return UserError(
+    f'No {kind} {name!r}.{hint} {label}: {", ".join(listed) or "none"}.'
+  )

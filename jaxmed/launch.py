@@ -1,65 +1,129 @@
 """The whole way in one command: prepare, train, score, evaluate, report.
 
   python -m jaxmed.launch --config=configs/munit.py
-  python -m jaxmed.launch --config=patchcore:folder --config.data.path=images/
+  python -m jaxmed.launch --config=patchcore:folder --config.data.path=images
 
-Whatever a run's folder already holds is not done again.
+Whatever a run's folder already holds is not done again, so the same command
+goes on where an earlier one stopped.
 """
 
-import importlib.util
+import contextlib
+import functools
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import jax
-from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import logging
+from ml_collections import ConfigDict
 
-from jaxmed import command, evaluate, training, workdir
-from jaxmed import score as scoring
+from jaxmed import (
+  command,
+  evaluate,
+  examples,
+  learn,
+  score_records,
+  score_slides,
+  workdir,
+)
 from jaxmed.datasets import write
-from jaxmed.errors import UserError
+from jaxmed.datasets.records import open_records
 from jaxmed.provenance import Provenance
 from jaxmed.report import write_report
+from jaxmed.score import Run
 from jaxmed.training import distributed
 
 
-def train(
+def launch(
   config: ConfigDict, folder: pathlib.Path | str, fresh: bool = False
-) -> scoring.Run:
-  """Goes the whole way, or the rest of it, and gives the trained run."""
+) -> None:
+  """Goes the whole way, or what is left of it.
+
+  Args:
+    config: of `configs/`, e.g. `munit.get_config('phantom')`.
+    folder: of the run; made if it is not there.
+    fresh: begin anew, whatever the folder holds.
+  """
   folder = pathlib.Path(folder)
-  with distributed.claimed(folder):
-    if jax.process_index() == 0:
+  with contextlib.ExitStack() as held:
+    if distributed.is_first():
+      held.enter_context(workdir.claim(folder))
       workdir.settle(folder, config, fresh)
     distributed.barrier('settled')
     provenance = Provenance(folder)
-
-    def stage(name: str, made: str, make: Callable[[], object]) -> bool:
-      if (folder / made).exists():
-        return False
-      began = time.monotonic()
-      make()
-      provenance.stage(name, time.monotonic() - began)
-      distributed.barrier(name)
-      return True
-
-    def learn():
-      began = time.monotonic()
-      data = write.prepare(config.data)
-      provenance.stage('prepare', time.monotonic() - began)
-      training.train(config, folder, data, provenance)
-
-    first = distributed.on_first
-    done = [
-      stage('train', 'final', learn),
-      stage('score', 'examples.json', lambda: scoring.score(folder)),
-      stage(
-        'evaluate', 'results.json', first(evaluate.evaluate, folder, config)
+    first = distributed.only_first
+    stages = (
+      ('train', 'final', lambda: _train(config, folder, provenance)),
+      ('score', 'examples.json', lambda: _score(config, folder)),
+      (
+        'evaluate',
+        'results.json',
+        lambda: first(lambda: evaluate.evaluate(folder, config), 'evaluated'),
       ),
-      stage('report', 'report.html', first(write_report, folder)),
-    ]
-    if not any(done):
-      logging.info('Everything in %s was done already.', folder)
-  return scoring.Run(folder)
+      (
+        'report',
+        'report.html',
+        lambda: first(lambda: write_report(folder), 'reported'),
+      ),
+    )
+    left = [stage for stage in stages if not (folder / stage[1]).exists()]
+    if not left:
+      logging.info('Everything in %s is done already.', folder)
+    for name, _, make in left:
+      _timed(name, make, provenance)
+
+
+def _train(
+  config: ConfigDict, folder: pathlib.Path, provenance: Provenance
+) -> None:
+  data = None
+
+  def prepare():
+    nonlocal data
+    data = write.prepare(config.data)
+
+  _timed('prepare', prepare, provenance)
+  learn.train(config, folder, data, provenance)
+
+
+def _score(config: ConfigDict, folder: pathlib.Path) -> None:
+  run = Run(folder)
+  records = open_records(write.prepare(config.data))
+  if not (folder / 'scores.parquet').exists():
+    score_records.score_records(run, records)
+  if config.score.slides:
+    score_slides.score_slides(run, records)
+  distributed.only_first(lambda: examples.show(run, records), 'examples')
+
+
+def _timed(name: str, make: Callable[[], None], provenance: Provenance) -> None:
+  began = time.monotonic()
+  make()
+  provenance.stage(name, time.monotonic() - began)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Launches what the command line says; returns the exit code."""
+  argv = list(sys.argv if argv is None else argv)
+  return command.exit_code(functools.partial(_main, argv), '--debug' in argv)
+
+
+def _main(argv: list[str]) -> int:
+  flags = command.parse_launch(argv, __doc__)
+  command.set_up()
+  distributed.initialize(
+    flags.distributed, flags.coordinator, flags.processes, flags.process
+  )
+  config = flags.config
+  folder = pathlib.Path(
+    flags.workdir or f'runs/{config.method}-{config.preset}'
+  )
+  launch(config, folder, flags.fresh)
+  if distributed.is_first():
+    print(evaluate.table(workdir.read_json(folder / 'results.json')))
+    print(f'Report: {(folder / "report.html").resolve()}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

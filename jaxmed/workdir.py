@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
 from jaxmed.errors import UserError
@@ -135,3 +137,10 @@ def differences(one: dict, other: dict, at: str = '') -> dict[str, tuple]:
     elif a != b:
       found[path] = (a, b)
   return found
+
+
+def write_table(path: pathlib.Path, table: pa.Table) -> None:
+  """Writes the whole file or nothing."""
+  partial = path.with_name(f'.{path.name}.partial')
+  pq.write_table(table, partial)
+  os.replace(partial, path)

@@ -1,0 +1,144 @@
+"""The `jaxmed` command: one part of a run at a time, on a run's folder."""
+
+import argparse
+import functools
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from jaxmed import __version__, command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a subcommand; returns the exit code."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if argv[:1] == ['launch']:  # Its flags are absl's.
+    from jaxmed import launch
+
+    return launch.main(['jaxmed launch', *argv[1:]])
+  parsed = _parser().parse_args(argv)
+  return command.exit_code(functools.partial(parsed.run, parsed), parsed.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='jaxmed',
+    description='Unsupervised anomaly detection in medical images.',
+    epilog='jaxmed COMMAND --help tells more of each.',
+  )
+  parser.add_argument('--version', action='version', version=__version__)
+  commands = parser.add_subparsers(metavar='COMMAND', required=True)
+  _add(
+    commands,
+    'launch',
+    None,
+    'prepare, train, score, evaluate and report in one go '
+    '(the same as python -m jaxmed.launch)',
+  )
+  score = _add(
+    commands,
+    'score',
+    _score,
+    'score images or slides with a trained run',
+    'Writes scores.parquet, and for each image or slide an overlay of its '
+    'primary map, into --out. Slides are told from images by their suffix.',
+  )
+  _workdir(score)
+  score.add_argument('files', nargs='+', type=pathlib.Path, metavar='FILE')
+  score.add_argument(
+    '--out',
+    type=pathlib.Path,
+    help='where to write (default: WORKDIR/scored)',
+  )
+  score.add_argument(
+    '--mpp', type=float, help='micrometres per pixel, if a slide lacks them'
+  )
+  evaluate = _add(
+    commands,
+    'evaluate',
+    _evaluate,
+    'compute the metrics of a run again',
+    'Reads scores.parquet, slides.parquet and maps/, writes results.json and '
+    'prints the table. Options override the run for this once.',
+  )
+  _workdir(evaluate)
+  evaluate.add_argument('--primary', help='the score named first')
+  evaluate.add_argument('--quantile', type=float, help='for the threshold')
+  evaluate.add_argument('--resamples', type=int, help='of the bootstrap')
+  report = _add(
+    commands,
+    'report',
+    _report,
+    'write the report of a run again',
+    'Reads the files of a run and writes report.html beside them.',
+  )
+  _workdir(report)
+  _add(
+    commands,
+    'doctor',
+    _doctor,
+    'say what this machine has and what is missing',
+    'Prints versions, devices, codecs, memory and disk.',
+  )
+  return parser
+
+
+def _add(commands, name, run, summary, description=''):
+  parser = commands.add_parser(
+    name, help=summary, description=description or summary
+  )
+  parser.add_argument(
+    '--debug', action='store_true', help='tracebacks of every error'
+  )
+  parser.set_defaults(run=run)
+  return parser
+
+
+def _workdir(parser):
+  parser.add_argument(
+    '--workdir',
+    required=True,
+    type=pathlib.Path,
+    help="a run's folder, as a launch made it",
+  )
+
+
+def _score(parsed) -> None:
+  command.set_up()
+  from jaxmed import score_files
+
+  path = score_files.score_files(
+    parsed.workdir, parsed.files, parsed.out, parsed.mpp
+  )
+  print(f'Scores: {path}')
+
+
+def _evaluate(parsed) -> None:
+  command.set_up()
+  from jaxmed import evaluate, workdir
+
+  config = workdir.load_config(parsed.workdir)
+  for name in ('primary', 'quantile', 'resamples'):
+    if (value := getattr(parsed, name)) is not None:
+      config.eval[name] = value
+  print(evaluate.table(evaluate.evaluate(parsed.workdir, config)))
+
+
+def _report(parsed) -> None:
+  command.set_up()
+  from jaxmed.report import write_report
+
+  print(f'Report: {write_report(parsed.workdir)}')
+
+
+def _doctor(parsed) -> int:
+  del parsed
+  from jaxmed import doctor
+
+  lines, missing = doctor.examine()
+  print('\n'.join(lines))
+  return 1 if missing else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

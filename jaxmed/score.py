@@ -1,0 +1,243 @@
+"""A trained run: what it says of images, however they come.
+
+run = jaxmed.load('runs/munit-phantom')
+found = run.score(['a.png', 'b.png'])
+found.anomalous, found.calibrated
+"""
+
+import collections
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+from orbax.checkpoint import v1 as ocp
+
+from jaxmed import errors, learn, workdir
+from jaxmed.errors import UserError
+from jaxmed.method import Batch, Info
+from jaxmed.pipeline import read_batch
+from jaxmed.training import loop, sharding
+
+Named = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a run says of some images, in their order.
+
+  Attributes:
+    scores: by name; higher is more anomalous.
+    calibrated: of each score, the share of validation normals below it.
+    anomalous: whether the primary score exceeds its threshold, a quantile of
+      the validation normals.
+    maps: the same by pixel, of the maps asked for.
+    panels: pictures in [0, 1], e.g. a reconstruction, if asked for.
+  """
+
+  scores: dict[str, Float[np.ndarray, 'n']]
+  calibrated: dict[str, Float[np.ndarray, 'n']]
+  anomalous: Bool[np.ndarray, 'n']
+  maps: dict[str, Float[np.ndarray, 'n h w']]
+  panels: dict[str, Float[np.ndarray, 'n h w c']]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """The scores of one batch, on the host, and the batch they are of."""
+
+  batch: Batch
+  image: Named
+  pixel: Named
+  panels: Named
+
+
+class Run:
+  """A trained run, loaded from its folder."""
+
+  def __init__(self, folder: pathlib.Path | str):
+    self.folder = pathlib.Path(folder)
+    self.config = workdir.load_config(self.folder)
+    if not (self.folder / 'final').is_dir():
+      raise UserError(
+        f'{self.folder} has no trained model yet: the launch that made it '
+        'did not reach the end of training; launch it again to go on.'
+      )
+    facts = workdir.read_json(self.folder / 'info.json')
+    self.info = Info(tuple(facts['image']), facts['batch'], facts['examples'])
+    mesh = sharding.make_mesh(jax.local_devices())
+    self.method, given, self.weights = learn.assemble(
+      self.config, self.info, mesh
+    )
+    place = sharding.place(mesh, self.method.sharding)
+    end = loop.plan(self.method, place, given)[-1][0]
+    state = ocp.load_pytree(
+      self.folder / 'final', end.replace(opt={}, frozen={})
+    )
+    self._state = state.replace(frozen=given.frozen)
+    self.batch = self.config.score.batch
+    self.rows_sharding = sharding.batch_sharding(mesh, self.batch)
+    self._key = jax.random.key(self.config.seed)
+    self._compiled = functools.cache(self._compile)
+
+  @functools.cached_property
+  def names(self) -> tuple[str, ...]:
+    """Of the scores."""
+    return tuple(self._shapes.image)
+
+  @functools.cached_property
+  def map_names(self) -> tuple[str, ...]:
+    return tuple(self._shapes.pixel)
+
+  @property
+  def primary(self) -> str:
+    """The score that was named first before anything was tested."""
+    name = self.config.eval.primary or self.names[0]
+    if name not in self.names:
+      raise errors.unknown('score (config.eval.primary)', name, self.names)
+    return name
+
+  @functools.cached_property
+  def calibration(self) -> dict:
+    path = self.folder / 'calibration.json'
+    if not path.exists():
+      raise UserError(
+        f'{self.folder} has no calibration.json: its validation normals were '
+        'not scored; launch it again to go on.'
+      )
+    return workdir.read_json(path)
+
+  def score(
+    self,
+    images: Sequence[np.ndarray | str | os.PathLike],
+    maps: Iterable[str] | None = None,
+    panels: bool = False,
+  ) -> Found:
+    """Scores images, given as arrays (uint8, uint16) or as files.
+
+    Args:
+      images: each is resized and cut as the run's config says of its data.
+      maps: names of the pixel maps wanted; None gives them all.
+      panels: whether to make the pictures that a report shows, too.
+    """
+    maps = self.map_names if maps is None else tuple(maps)
+    parts = list(self.parts(self._batches(images), maps, panels))
+    if not parts:
+      raise UserError('There is no image to score.')
+
+    def whole(kind: str) -> Named:
+      named = [getattr(part, kind) for part in parts]
+      return {k: np.concatenate([n[k] for n in named]) for k in named[0]}
+
+    scores = whole('image')
+    calibrated = {k: self.calibrate(k, v) for k, v in scores.items()}
+    threshold = self.calibration[self.primary]['threshold']
+    return Found(
+      scores,
+      calibrated,
+      scores[self.primary] > threshold,
+      whole('pixel'),
+      whole('panels'),
+    )
+
+  def calibrate(self, name: str, values: np.ndarray) -> np.ndarray:
+    """The share of validation normals below each value."""
+    known = self.calibration[name]
+    return np.interp(values, known['value'], known['quantile'])
+
+  def parts(
+    self,
+    batches: Iterable[Batch],
+    maps: tuple[str, ...] = (),
+    panels: bool = False,
+  ) -> Iterator[Part]:
+    """Scores batches, a few under way at once; padding is left out."""
+    for name in maps:
+      if name not in self.map_names:
+        raise errors.unknown('map', name, self.map_names)
+    under_way = collections.deque()
+    for batch in batches:
+      under_way.append((batch, self._score(batch, maps, panels)))
+      if len(under_way) > 2:
+        yield _on_host(*under_way.popleft())
+    while under_way:
+      yield _on_host(*under_way.popleft())
+
+  def place(self, images: np.ndarray, rows: np.ndarray) -> Batch:
+    """Images as one batch on the devices, filled up with row -1."""
+    short = self.batch - len(images)
+    widths = [(0, short)] + [(0, 0)] * (images.ndim - 1)
+    batch = Batch(
+      np.pad(images, widths),
+      np.pad(rows.astype(np.int32), (0, short), constant_values=-1),
+      np.full(self.batch, -1, np.int32),
+    )
+    return jax.device_put(batch, self.rows_sharding)
+
+  def _batches(self, images) -> Iterator[Batch]:
+    for start in range(0, len(images), self.batch):
+      stack = read_batch(images[start : start + self.batch], self.config.data)
+      yield self.place(stack, np.arange(start, start + len(stack)))
+
+  def _score(self, batch: Batch, maps: tuple[str, ...], panels: bool):
+    found = ()
+    if self.method.search is not None:
+      found = self._search(batch)
+    return self._compiled(maps, panels)(self._state, batch, self._key, found)
+
+  def _search(self, batch: Batch):
+    """Stepped from here, so that the step is compiled once."""
+    init, step = self._searching
+    found = init(self._key, self._state, batch)
+    for number in range(self.method.search.steps):
+      found = step(self._key, self._state, batch, found, jnp.int32(number))
+    return (found,)
+
+  @functools.cached_property
+  def _searching(self):
+    search = self.method.search
+    return jax.jit(search.init), jax.jit(search.step, donate_argnums=3)
+
+  def _compile(self, maps: tuple[str, ...], panels: bool):
+    """Only what is wanted is computed."""
+
+    def wanted(state, batch, key, found):
+      score = self.method.score(state, batch, key, *found)
+      pixel = {name: score.pixel[name] for name in maps}
+      return score.image, pixel, score.panels if panels else {}
+
+    return jax.jit(wanted)
+
+  @functools.cached_property
+  def _shapes(self):
+    height, width, channels = self.info.image
+    one = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
+    image = (self.batch, height, width, channels)
+    batch = Batch(jax.ShapeDtypeStruct(image, jnp.uint8), one, one)
+    args = self._state, batch, self._key
+    if self.method.search is not None:
+      found = jax.eval_shape(
+        self.method.search.init, self._key, self._state, batch
+      )
+      args = *args, found
+    return jax.eval_shape(self.method.score, *args)
+
+
+def _on_host(batch: Batch, scores) -> Part:
+  rows = np.asarray(batch.row)
+  valid = rows >= 0
+
+  def host(named):
+    return {
+      k: np.asarray(v, np.float32)[valid]
+      for k, v in jax.device_get(named).items()
+    }
+
+  image, pixel, panels = scores
+  batch = jax.tree.map(lambda x: np.asarray(x)[valid], batch)
+  return Part(batch, host(image), host(pixel), host(panels))

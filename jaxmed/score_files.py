@@ -1,0 +1,126 @@
+"""Scores files that a user names: images and whole slides."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from jaxmed import workdir
+from jaxmed.errors import UserError
+from jaxmed.pipeline import read_batch
+from jaxmed.progress import Progress, progress
+from jaxmed.score import Run
+from jaxmed.score_slides import score_slide
+from jaxmed.slides import heatmap
+from jaxmed.slides.reader import open_slide
+
+SLIDES = ('.svs', '.ndpi', '.mrxs', '.scn', '.vms', '.bif', '.svslide', '.dcm')
+PYRAMIDS = ('.tif', '.tiff')  # Either: a slide if it has more than one level.
+
+
+def score_files(
+  folder: pathlib.Path,
+  files: Sequence[pathlib.Path],
+  out: pathlib.Path | None,
+  mpp: float | None,
+) -> pathlib.Path:
+  """Writes a table of scores and an overlay of every file; gives the table."""
+  for file in files:
+    if not file.is_file():
+      raise UserError(f'There is no file {file}.')
+  run = Run(folder)
+  out = out or run.folder / 'scored'
+  out.mkdir(parents=True, exist_ok=True)
+  slides = [file for file in files if _is_slide(file)]
+  images = [file for file in files if file not in slides]
+  rows = []
+  for start in progress(
+    range(0, len(images), run.batch),
+    -(-len(images) // run.batch),
+    'score images',
+    'batches',
+  ):
+    rows += _images(run, images[start : start + run.batch], out)
+  rows += [_slide(run, file, mpp, out) for file in slides]
+  columns = {k: [row[k] for row in rows] for k in rows[0]}
+  path = out / 'scores.parquet'
+  workdir.write_table(path, pa.table(columns))
+  return path
+
+
+def _is_slide(file: pathlib.Path) -> bool:
+  suffix = file.suffix.lower()
+  if suffix in PYRAMIDS:
+    with Image.open(file) as image:
+      return getattr(image, 'n_frames', 1) > 1
+  return suffix in SLIDES
+
+
+def _images(run: Run, files: Sequence[pathlib.Path], out) -> list[dict]:
+  names = run.map_names[:1]
+  found = run.score(files, maps=names)
+  pixels = read_batch(files, run.config.data)
+  rows = []
+  for i, file in enumerate(files):
+    scores = {k: float(v[i]) for k, v in found.scores.items()}
+    calibrated = {k: float(v[i]) for k, v in found.calibrated.items()}
+    rows.append(_row(file, scores, calibrated, bool(found.anomalous[i])))
+    for name in names:
+      _overlay(_name(out, file), pixels[i], found.maps[name][i])
+  return rows
+
+
+def _slide(run: Run, file: pathlib.Path, mpp: float | None, out) -> dict:
+  with open_slide(file, mpp) as slide:
+    tiles = np.prod(slide.size) // run.config.data.size**2
+    bar = Progress(int(tiles), file.name, 'tiles')
+    found = score_slide(run, slide, bar)
+    bar.close()
+    picture = slide.thumbnail(900)
+  values = {k: np.array([v]) for k, v in found.scores.items()}
+  calibrated = {k: float(run.calibrate(k, v)[0]) for k, v in values.items()}
+  name, known = run.primary, run.calibration[run.primary]
+  if not found.reason:
+    low, high = known['value'][50], found.scores[name]
+    heatmap.write_png(
+      _name(out, file),
+      heatmap.draw_overlay(
+        picture, found.maps[name], low, max(high, low + 1e-6), []
+      ),
+    )
+  above = found.scores[name] > known['threshold']
+  row = _row(file, found.scores, calibrated, bool(above))
+  return row | {
+    'tiles': found.tiles,
+    'tiles_failed': len(found.failures),
+    'reason': found.reason,
+  }
+
+
+def _row(file, scores: dict, calibrated: dict, anomalous: bool) -> dict:
+  row = {'file': os.fspath(file), 'anomalous': anomalous}
+  row |= {f'score.{k}': v for k, v in scores.items()}
+  row |= {f'calibrated.{k}': v for k, v in calibrated.items()}
+  return row | {'tiles': 1, 'tiles_failed': 0, 'reason': ''}
+
+
+def _name(out: pathlib.Path, file: pathlib.Path) -> pathlib.Path:
+  """Files of one name in several folders get names of their own."""
+  path, number = out / f'{file.stem}_overlay.png', 1
+  while path.exists():
+    number += 1
+    path = out / f'{file.stem}_{number}_overlay.png'
+  return path
+
+
+def _overlay(path: pathlib.Path, pixels: np.ndarray, found: np.ndarray):
+  """The map over the image, brightest where the map is largest."""
+  gray = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+  share = (found - found.min()) / max(float(np.ptp(found)), 1e-12)
+  colour = matplotlib.colormaps['inferno'](share)[..., :3]
+  mixed = gray + (colour - gray) * (0.6 * share[..., None])
+  Image.fromarray(np.round(mixed * 255).astype(np.uint8)).save(path)

@@ -1,0 +1,179 @@
+"""Scores the validation normals and the test records of a run's data."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import logging
+from ml_collections import ConfigDict
+
+from jaxmed import workdir
+from jaxmed.datasets.records import Records
+from jaxmed.errors import UserError
+from jaxmed.metrics.trivial import trivial
+from jaxmed.pipeline import open_cohort
+from jaxmed.progress import progress
+from jaxmed.score import Run
+from jaxmed.training import distributed
+
+KEPT = (
+  'row',
+  'key',
+  'group',
+  'split',
+  'label',
+  'x',
+  'y',
+  'level',
+  'mpp',
+  'tissue',
+  'lesion',
+  'domain',
+  'kind',
+)
+MAP_BYTES = 2**30  # Of all the maps kept for pixel metrics.
+
+
+def score_records(run: Run, records: Records) -> None:
+  """Writes scores.parquet, calibration.json and maps/pixel.npz.
+
+  Each host scores its share; the first puts them together.
+  """
+  rows = chosen(run.config, records)
+  mapped = _mapped(run, records, rows)
+  mine = rows[jax.process_index() :: jax.process_count()]
+  parts = run.folder / 'scores'
+  parts.mkdir(exist_ok=True)
+  table, maps = _score(run, records, mine, mapped)
+  number = jax.process_index()
+  pq.write_table(table, parts / f'part-{number}.parquet')
+  if maps:
+    np.savez(parts / f'maps-{number}.npz', **maps)
+  distributed.only_first(lambda: _merge(run, parts), 'scored records')
+
+
+def chosen(config: ConfigDict, records: Records) -> np.ndarray:
+  """Rows of the validation normals and of the test, the latter drawn."""
+  test = records.select(config.data.test)
+  if not len(test):
+    raise UserError(
+      f'The test is empty: no record fits {config.data.test!r}; change '
+      '--config.data.test or the data.'
+    )
+  labels = records.index['label'].to_numpy()
+  if limit := config.data.test_per_class:
+    dice = np.random.default_rng(config.seed)
+    test = np.concatenate(
+      [
+        dice.permutation(test[labels[test] == label])[:limit]
+        for label in np.unique(labels[test])
+      ]
+    )
+  validation = records.select(config.data.validation)
+  validation = validation[labels[validation] == 0]
+  if not len(validation):
+    raise UserError(
+      'There are no validation normals, so no threshold: no normal record '
+      f'fits {config.data.validation!r}; change --config.data.validation.'
+    )
+  return np.union1d(validation, test).astype(np.int32)
+
+
+def _mapped(run: Run, records: Records, rows: np.ndarray) -> frozenset[int]:
+  """Test rows whose maps are kept for pixel metrics: as many as fit."""
+  if not records.has_masks or not run.map_names:
+    return frozenset()
+  split = np.array(records.index['split'].take(rows).to_pylist())
+  test = rows[split == 'test']
+  height, width, _ = run.info.image
+  most = MAP_BYTES // (height * width * (2 * len(run.map_names) + 1))
+  if len(test) > most:
+    logging.info(
+      'Maps of %d of %d test images are kept for pixel metrics.',
+      most,
+      len(test),
+    )
+    test = np.sort(np.random.default_rng(0).permutation(test)[:most])
+  return frozenset(test.tolist())
+
+
+def _score(run, records, rows, mapped) -> tuple[pa.Table, dict]:
+  batches = open_cohort(
+    records,
+    rows,
+    run.rows_sharding,
+    run.batch,
+    0,
+    seed=run.config.seed,
+    endless=False,
+    data_config=run.config.data,
+    train=False,
+  )
+  total = -(-len(rows) // run.batch)
+  names = run.map_names if mapped else ()
+  columns, maps = [], []
+  parts = run.parts(batches, names)
+  for part in progress(parts, total, 'score images', 'batches'):
+    values = {'row': part.batch.row}
+    values |= {f'score.{k}': v for k, v in part.image.items()}
+    plain = trivial(part.batch.image)
+    values |= {f'trivial.{k}': v for k, v in plain.items()}
+    columns.append(values)
+    keep = np.array([row in mapped for row in part.batch.row.tolist()])
+    if keep.any():
+      half = {k: v[keep].astype(np.float16) for k, v in part.pixel.items()}
+      own = {'row': part.batch.row[keep], 'mask': part.batch.mask[keep]}
+      maps.append(own | half)
+  batches.close()
+  scored = _concatenated(columns)
+  scored = {
+    k: v if k == 'row' else v.astype(np.float64) for k, v in scored.items()
+  }
+  about = records.index.select(KEPT).take(scored.pop('row'))
+  for name, value in scored.items():
+    about = about.append_column(name, pa.array(value))
+  return about, _concatenated(maps)
+
+
+def _concatenated(named: list[dict]) -> dict[str, np.ndarray]:
+  if not named:
+    return {}
+  return {k: np.concatenate([n[k] for n in named]) for k in named[0]}
+
+
+def _merge(run: Run, parts: pathlib.Path) -> None:
+  table = pa.concat_tables(
+    [pq.read_table(p) for p in sorted(parts.glob('part-*.parquet'))]
+  ).sort_by('row')
+  saved = [dict(np.load(p)) for p in sorted(parts.glob('maps-*.npz'))]
+  if saved:
+    (run.folder / 'maps').mkdir(exist_ok=True)
+    np.savez_compressed(run.folder / 'maps/pixel.npz', **_concatenated(saved))
+  workdir.write_json(
+    run.folder / 'calibration.json', _calibration(run.config, table)
+  )
+  workdir.write_table(run.folder / 'scores.parquet', table)
+  for part in parts.iterdir():
+    part.unlink()
+  parts.rmdir()
+
+
+def _calibration(config: ConfigDict, table: pa.Table) -> dict:
+  """Quantiles of the validation normals, and the threshold, by score."""
+  normal = table.filter(pa.compute.field('split') == 'validation')
+  grid = np.linspace(0, 1, 101)
+  found = {}
+  for column in normal.column_names:
+    if column.startswith('score.'):
+      values = normal[column].to_numpy()
+      found[column.removeprefix('score.')] = {
+        'quantile': grid.tolist(),
+        'value': np.quantile(values, grid).tolist(),
+        'threshold': float(np.quantile(values, config.eval.quantile)),
+        'threshold_quantile': config.eval.quantile,
+        'n': len(values),
+        'groups': len(normal['group'].unique()),
+      }
+  return found

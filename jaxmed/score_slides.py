@@ -1,0 +1,250 @@
+"""Scores whole slides: every tile with tissue, straight from the file.
+
+Nothing holds a whole slide: tiles are read by a few threads, ahead of the
+scoring, and what stays is one number a tile.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, UInt8
+
+from jaxmed import workdir
+from jaxmed.datasets.records import Records
+from jaxmed.progress import Progress
+from jaxmed.score import Run
+from jaxmed.slides import annotations, heatmap
+from jaxmed.slides.grid import Grid, coverage, tile_grid
+from jaxmed.slides.reader import Slide, TileError, open_slide
+from jaxmed.slides.tissue import tissue_mask
+from jaxmed.training import distributed
+
+THUMBNAIL = 900  # Pixels of its longer side.
+AHEAD = 3  # Batches of tiles being read.
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideFound:
+  """What a run says of a slide.
+
+  Attributes:
+    maps: by score, one value a tile; NaN where there is no tissue.
+    scores: the largest value of each map, or NaN if `reason` says why not.
+    tiles: how many tiles have tissue.
+    failures: of tiles that could not be read: level, x, y and the error.
+    reason: why the slide has no score, or ''.
+    grid: where the tiles lie.
+    mpp: micrometres per pixel of level 0.
+  """
+
+  maps: dict[str, Float[np.ndarray, 'rows columns']]
+  scores: dict[str, float]
+  tiles: int
+  failures: list[dict]
+  reason: str
+  grid: Grid
+  mpp: float
+
+
+def score_slide(
+  run: Run, slide: Slide, progress: Progress | None = None
+) -> SlideFound:
+  """Scores the tiles of an open slide that hold enough tissue."""
+  config = run.config
+  grid = tile_grid(slide.size, config.data.size, config.score.stride)
+  tissue = coverage(tissue_mask(slide), grid) >= config.score.tissue
+  places = np.argwhere(tissue)
+  maps = {
+    k: np.full((grid.rows, grid.columns), np.nan, np.float32) for k in run.names
+  }
+  failures = []
+  reading = _read_ahead(run, slide, grid, places, failures)
+  for part in run.parts(reading):
+    row, column = places[part.batch.row].T
+    for name, values in part.image.items():
+      maps[name][row, column] = values
+    if progress:
+      progress.add(len(row))
+  reason = _reason(len(places), len(failures), config.score.max_failed)
+  scores = {
+    name: float('nan') if reason else float(np.nanmax(values))
+    for name, values in maps.items()
+  }
+  return SlideFound(
+    maps, scores, len(places), failures, reason, grid, slide.mpp
+  )
+
+
+def score_slides(run: Run, records: Records) -> None:
+  """Scores the test slides of a data set that has any; resumes by slide."""
+  slides = _test_slides(records)
+  mine = slides[jax.process_index() :: jax.process_count()]
+  folder = run.folder / 'maps'
+  folder.mkdir(exist_ok=True)
+  left = [s for s in mine if not (folder / f'{s["group"]}.json').exists()]
+  bar = Progress(_tiles(run, left), 'score slides', 'tiles')
+  for facts in left:
+    path = records.directory / facts['path']
+    with open_slide(path, facts['mpp']) as slide:
+      found = score_slide(run, slide, bar)
+      picture = slide.thumbnail(THUMBNAIL)
+    _save(folder, facts | {'path': str(path)}, found, picture)
+  bar.close()
+  distributed.only_first(lambda: _merge(run, records, slides), 'scored slides')
+
+
+def _test_slides(records: Records) -> list[dict]:
+  if records.slides is None:
+    return []
+  return [s for s in records.slides.to_pylist() if s['split'] == 'test']
+
+
+def _tiles(run: Run, slides: list[dict]) -> int:
+  """About how many tiles have tissue, before any slide is opened."""
+  side = run.config.score.stride or run.config.data.size
+  return sum(s['width'] * s['height'] // side**2 for s in slides)
+
+
+def _read_ahead(run, slide, grid, places, failures) -> Iterator:
+  """Batches of tiles; a tile that can't be read is noted, never made up."""
+
+  def read(i: int) -> UInt8[np.ndarray, 'h w 3'] | TileError:
+    row, column = places[i]
+    x, y = int(grid.x[column]), int(grid.y[row])
+    try:
+      return slide.read(x, y, grid.tile, grid.tile)
+    except TileError as error:
+      return error
+
+  def gather(futures):
+    tiles = [(i, future.result()) for i, future in futures]
+    for _, tile in tiles:
+      if isinstance(tile, TileError):
+        failures.append(
+          {'level': tile.level, 'x': tile.x, 'y': tile.y, 'error': str(tile)}
+        )
+    good = [(i, t) for i, t in tiles if not isinstance(t, TileError)]
+    if not good:
+      return None
+    rows, images = zip(*good, strict=True)
+    return run.place(_channels(np.stack(images), run), np.array(rows))
+
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    waiting = collections.deque()
+    for start in range(0, len(places), run.batch):
+      numbers = range(start, min(start + run.batch, len(places)))
+      waiting.append([(i, pool.submit(read, i)) for i in numbers])
+      if len(waiting) > AHEAD and (batch := gather(waiting.popleft())):
+        yield batch
+    while waiting:
+      if batch := gather(waiting.popleft()):
+        yield batch
+
+
+def _channels(images: np.ndarray, run: Run) -> np.ndarray:
+  if run.info.image[2] == 3:
+    return images
+  weights = np.array([0.299, 0.587, 0.114], np.float32)
+  return np.round(images @ weights).astype(np.uint8)[..., None]
+
+
+def _reason(tiles: int, failed: int, most: float) -> str:
+  if not tiles:
+    return 'no tile has enough tissue'
+  if failed > most * tiles:
+    return f'{failed} of {tiles} tiles could not be read'
+  return ''
+
+
+def _save(folder, facts: dict, found: SlideFound, picture: np.ndarray) -> None:
+  """The map, the thumbnail, and last the facts, which say it is done."""
+  group = facts['group']
+  np.savez_compressed(
+    folder / f'{group}.npz',
+    **found.maps,
+    stride=found.grid.stride,
+    tile=found.grid.tile,
+    mpp=found.mpp,
+  )
+  heatmap.write_png(folder / f'{group}_thumbnail.png', picture)
+  scores = {
+    name: value if np.isfinite(value) else None
+    for name, value in found.scores.items()
+  }
+  means = {
+    name: None if found.reason else float(np.nanmean(values))
+    for name, values in found.maps.items()
+  }
+  row = {k: facts[k] for k in ('group', 'path', 'label', 'annotation')}
+  workdir.write_json(
+    folder / f'{group}.json',
+    row
+    | {
+      'tiles': found.tiles,
+      'failures': found.failures,
+      'reason': found.reason,
+      'scores': scores,
+      'means': means,
+    },
+  )
+
+
+def _merge(run: Run, records: Records, slides: list[dict]) -> None:
+  """slides.parquet, failures.jsonl, and an overlay of each slide."""
+  folder = run.folder / 'maps'
+  done = [workdir.read_json(folder / f'{s["group"]}.json') for s in slides]
+  columns = collections.defaultdict(list)
+  lines = []
+  for one in done:
+    for name in ('group', 'path', 'label', 'tiles', 'reason'):
+      columns[name].append(one[name])
+    columns['tiles_failed'].append(len(one['failures']))
+    for name in run.names:
+      columns[f'score.{name}'].append(one['scores'][name])
+      columns[f'mean.{name}'].append(one['means'][name])
+    lines += [
+      {'stage': 'score slides', 'item': one['path']} | f
+      for f in one['failures']
+    ]
+  (run.folder / 'failures.jsonl').write_text(
+    ''.join(json.dumps(line) + '\n' for line in lines)
+  )
+  _draw(run, records, done)
+  if done:
+    workdir.write_table(run.folder / 'slides.parquet', pa.table(dict(columns)))
+
+
+def _draw(run: Run, records: Records, done: list[dict]) -> None:
+  """Overlays of the primary score, all in the same colours."""
+  folder, name = run.folder / 'maps', run.primary
+  maps = {one['group']: np.load(folder / f'{one["group"]}.npz') for one in done}
+  values = [m[name][np.isfinite(m[name])] for m in maps.values()]
+  if not values or not sum(map(len, values)):
+    return
+  known = run.calibration[name]
+  low = known['value'][50]  # The median of validation normals.
+  high = max(float(np.quantile(np.concatenate(values), 0.995)), low + 1e-6)
+  for one in done:
+    found = maps[one['group']]
+    path = pathlib.Path(one['annotation'])
+    outlines = []
+    if one['annotation']:
+      outlines = annotations.read_xml(records.directory / path)
+    heatmap.write_png(
+      folder / f'{one["group"]}_overlay.png',
+      heatmap.draw_overlay(
+        heatmap.read_png(folder / f'{one["group"]}_thumbnail.png'),
+        found[name],
+        low,
+        high,
+        outlines,
+      ),
+    )
