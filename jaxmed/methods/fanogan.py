@@ -1,0 +1,440 @@
+"""f-AnoGAN: a Wasserstein GAN of healthy images, and an encoder into it.
+
+Schlegl et al., f-AnoGAN: Fast unsupervised anomaly detection with generative
+adversarial networks, Medical Image Analysis 54, 2019. The networks and every
+constant follow the authors' code (github.com/tSchlegl/f-AnoGAN), which is for
+64 x 64 gray images; here any power of two from 16 on, gray or RGB.
+
+With images x in [-1, 1], noise z ~ N(0, 1), and f(x) the critic's features
+before its last layer:
+
+phase `wgan`, several steps of D to each one of G
+  L_D = mean D(G(z)) - mean D(x) + lambda mean (|grad D(x^)| - 1)^2
+  x^  = x + alpha (G(z) - x), alpha ~ U(0, 1), one of each image
+  L_G = -mean D(G(z))
+phase `encoder` (izi_f; G and D stay as they are, G with its moving averages)
+  L_E = mean (x - G(E(x)))^2 + kappa mean (f(x) - f(G(E(x))))^2
+score
+  izi_f(x) = L_E of this image, pixel map |x - G(E(x))|
+
+E ends in tanh, so codes stay in (-1, 1) though G has learned on a Gaussian:
+the authors' restriction to the middle of the prior (`model.tanh`).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from jaxmed.errors import UserError
+from jaxmed.method import (
+  Batch,
+  Batches,
+  Images,
+  Info,
+  Method,
+  Phase,
+  PyTree,
+  RandomKey,
+  Scalars,
+  Score,
+  State,
+  valid_mean,
+)
+from jaxmed.nn import optimisers
+from jaxmed.nn.fit import fit, start
+from jaxmed.ops.compare import compare
+from jaxmed.weights.names import TF, Table
+
+HEAD = 4  # Side of the smallest map, px.
+WIDEST = 8  # Times `dim`.
+# Uniform, of variance 4 / (in + out); 2 / (in + out) where nothing is
+# rectified before: shortcuts, the first layer, dense layers.
+HE = nn.initializers.variance_scaling(2.0, 'fan_avg', 'uniform')
+GLOROT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
+Codes = Float[Array, 'b z']
+Norm = Callable[[str], Callable[[Array], Array]]  # By the layer's name.
+
+
+def _rows(scope: str, part: str, dense: str, conv: str, norm: dict[str, str]):
+  """Names of one network. `norm`: what follows a norm's name."""
+  rows = {
+    '@/@.{r}.{m:Shortcut|Conv[12]}/@.{r}.{m}.Filters': '{r}/{m}/kernel',
+    '@/@.{r}.{m:Shortcut|Conv[12]}/@.{r}.{m}.Biases': '{r}/{m}/bias',
+    **{'@/@.{r}.{m:BN[12]}' + k: '{r}/{m}/' + v for k, v in norm.items()},
+    **{'@/@.{m:OutputN}' + k: '{m}/' + v for k, v in norm.items()},
+    f'@/@.{dense}/@.{dense}.W': f'{dense}/kernel',
+    f'@/@.{dense}/@.{dense}.b': f'{dense}/bias',
+    f'@/@.{conv}/@.{conv}.Filters': f'{conv}/kernel',
+    f'@/@.{conv}/@.{conv}.Biases': f'{conv}/bias',
+  }
+  return tuple((k.replace('@', scope), f'{part}/{v}') for k, v in rows.items())
+
+
+_BATCH, _LAYER = {'/{leaf}': '{leaf}'}, {'.offset': 'bias', '.scale': 'scale'}
+TABLE = Table(
+  TF,
+  (
+    *_rows('Generator', 'generator', 'Input', 'Output', _BATCH),
+    *_rows('Discriminator', 'critic', 'Output', 'Input', _LAYER),
+    *_rows('Encoder', 'encoder', 'Output', 'Input', _BATCH),
+  ),
+)
+
+
+def batch_norm(train: bool, dtype, valid=None) -> Norm:
+  """TensorFlow's: biased variance, also in the moving average."""
+
+  def layer(name):
+    norm = nn.BatchNorm(
+      use_running_average=not train,
+      momentum=0.99,
+      epsilon=1e-3,
+      dtype=dtype,
+      use_fast_variance=False,
+      name=name,
+    )
+    mask = None if valid is None else valid[:, None, None, None]
+    return lambda x: norm(x, mask=mask)
+
+  return layer
+
+
+def layer_norm(dtype) -> Norm:
+  """Over all of an image; scale and offset of each channel."""
+  return lambda name: nn.LayerNorm(
+    epsilon=1e-5,
+    dtype=dtype,
+    reduction_axes=(1, 2, 3),
+    feature_axes=-1,
+    use_fast_variance=False,
+    name=name,
+  )
+
+
+def upsample(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h 2*w c']:
+  return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def downsample(x: Float[Array, 'b h w c']) -> Float[Array, 'b h/2 w/2 c']:
+  return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+class Block(nn.Module):
+  """norm, ReLU, convolution, twice; and a shortcut. It resamples by two."""
+
+  features: int
+  up: bool
+  norm: Norm
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    conv = functools.partial(nn.Conv, dtype=self.dtype)
+    middle = self.features if self.up else x.shape[-1]
+    shortcut = conv(self.features, (1, 1), kernel_init=GLOROT, name='Shortcut')
+    # A 1x1 convolution before the copies, not of each copy: the same numbers.
+    short = upsample(shortcut(x)) if self.up else shortcut(downsample(x))
+    x = nn.relu(self.norm('BN1')(x))
+    x = upsample(x) if self.up else x
+    x = conv(middle, (3, 3), use_bias=False, kernel_init=HE, name='Conv1')(x)
+    x = nn.relu(self.norm('BN2')(x))
+    x = conv(self.features, (3, 3), kernel_init=HE, name='Conv2')(x)
+    return short + (x if self.up else downsample(x))
+
+
+class Generator(nn.Module):
+  """Noise to images in [-1, 1]."""
+
+  widths: tuple[int, ...]  # Of every scale, the image's own first.
+  channels: int
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, z, train=False):
+    norm = batch_norm(train, self.dtype)
+    head = self.widths[-1]
+    dense = nn.Dense(
+      head * HEAD**2, dtype=self.dtype, kernel_init=GLOROT, name='Input'
+    )
+    x = _channels_last(dense(z).reshape(-1, head, HEAD, HEAD))
+    for i, width in enumerate(reversed(self.widths[:-1]), start=1):
+      x = Block(width, True, norm, self.dtype, name=f'Res{i}')(x)
+    x = nn.relu(norm('OutputN')(x))
+    x = nn.Conv(
+      self.channels, (3, 3), dtype=self.dtype, kernel_init=HE, name='Output'
+    )(x)
+    return jnp.tanh(_at_least_float32(x))
+
+
+class Critic(nn.Module):
+  """Images to one number each, and the features it is made of."""
+
+  widths: tuple[int, ...]
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    features = _down(self.widths, layer_norm(self.dtype), self.dtype, x)
+    dense = nn.Dense(1, dtype=self.dtype, kernel_init=GLOROT, name='Output')
+    value = dense(features)[:, 0]
+    return _at_least_float32(value), _at_least_float32(features)
+
+
+class Encoder(nn.Module):
+  """Images to codes; images that are not valid are in no statistic."""
+
+  widths: tuple[int, ...]
+  codes: int
+  tanh: bool = True
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, x, train=False, valid=None):
+    norm = batch_norm(train, self.dtype, valid)
+    features = _down(self.widths, norm, self.dtype, x)
+    dense = nn.Dense(
+      self.codes, dtype=self.dtype, kernel_init=GLOROT, name='Output'
+    )
+    z = _at_least_float32(dense(features))
+    return jnp.tanh(z) if self.tanh else z
+
+
+def _down(widths, norm, dtype, x):
+  """What critic and encoder share: an image to a vector."""
+  first = nn.Conv(
+    widths[0], (3, 3), dtype=dtype, kernel_init=GLOROT, name='Input'
+  )
+  x = first(x)
+  for i, width in enumerate(widths[1:], start=1):
+    x = Block(width, False, norm, dtype, name=f'Res{i}')(x)
+  # Flattened as the original does, channels first, so that weights and
+  # features are the same. It is the smallest map; moving it costs nothing.
+  return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+
+
+def _channels_last(x):
+  return x.transpose(0, 2, 3, 1)
+
+
+def _at_least_float32(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Fanogan:
+  """The three networks, their losses and their steps.
+
+  Steps take the noise they use, so that they are functions of it.
+  """
+
+  def __init__(
+    self, model: ConfigDict, train: ConfigDict, image: tuple[int, int, int]
+  ):
+    height, width, channels = image
+    scales = round(math.log2(height / HEAD))
+    if height != width or height != HEAD * 2**scales or scales < 2:
+      raise UserError(
+        f'f-AnoGAN makes square images of 16, 32, 64 ... pixels, not'
+        f' {height} x {width}; set --config.data.size.'
+      )
+    dtype = jnp.dtype(train.precision)
+    dtype = None if dtype == jnp.float32 else dtype
+    widths = tuple(
+      min(WIDEST, 2**scale) * model.dim for scale in range(scales + 1)
+    )
+    self.image, self.z, self.kappa = image, model.z, model.kappa
+    self.penalty = model.penalty
+    self.generator = Generator(widths, channels, dtype)
+    self.critic = Critic(widths, dtype)
+    self.encoder = Encoder(widths, model.z, model.tanh, dtype)
+    self.adam = optimisers.adam(train.rate, beta1=0.0, beta2=0.9)
+    self.rmsprop = optimisers.rmsprop(train.encoder_rate)
+
+  def init_wgan(self, key: RandomKey, state: State) -> State:
+    keys = jax.random.split(key)
+    made = self.generator.init(keys[0], jnp.zeros((1, self.z)))
+    critic = self.critic.init(keys[1], jnp.zeros((1, *self.image)))
+    state = start(state, 'generator', self.adam, made['params'])
+    state = state.put(batch_stats={'generator': made['batch_stats']})
+    return start(state, 'critic', self.adam, critic['params'])
+
+  def init_encoder(self, key: RandomKey, state: State) -> State:
+    made = self.encoder.init(key, jnp.zeros((1, *self.image)))
+    state = state.replace(opt={})  # Generator and critic are done.
+    state = start(state, 'encoder', self.rmsprop, made['params'])
+    return state.put(batch_stats={'encoder': made['batch_stats']})
+
+  def fake(self, params: PyTree, stats: PyTree, z: Codes):
+    """G(z) as it is trained, and the moving averages after it."""
+    images, after = self.generator.apply(
+      {'params': params, 'batch_stats': stats},
+      z,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    return images, after['batch_stats']
+
+  def generate(self, state: State, z: Codes) -> Images:
+    """G(z) with its moving averages."""
+    return self.generator.apply(_variables(state, 'generator'), z)
+
+  def encode(self, state: State, x: Images) -> Codes:
+    return self.encoder.apply(_variables(state, 'encoder'), x)
+
+  def judge(self, params: PyTree, x: Images):
+    return self.critic.apply({'params': params}, x)
+
+  def judge_both(self, params: PyTree, x: Images, y: Images):
+    """D of two batches in one pass: no layer of it mixes images."""
+    # In turns, so that every device keeps the images it has.
+    pairs = jnp.stack([x, y], axis=1).reshape(-1, *self.image)
+    split = lambda a, i: a.reshape(len(x), 2, *a.shape[1:])[:, i]
+    judged = self.judge(params, pairs)
+    return tuple(tuple(split(a, i) for a in judged) for i in range(2))
+
+  def slopes(self, params: PyTree, real, fake, alpha) -> Float[Array, 'b']:
+    """|grad D(x^)| over all pixels of each image."""
+    between = real + alpha[:, None, None, None] * (fake - real)
+    total = lambda x: self.judge(params, x)[0].sum()
+    gradient = jax.grad(total)(between)
+    return jnp.sqrt(jnp.square(gradient).sum(axis=(1, 2, 3)))
+
+  def critic_loss(self, params: PyTree, real, fake, alpha, valid):
+    """L_D."""
+    (of_fake, _), (of_real, _) = self.judge_both(params, fake, real)
+    slopes = self.slopes(params, real, fake, alpha)
+    gap = valid_mean(of_fake, valid) - valid_mean(of_real, valid)
+    penalty = valid_mean(jnp.square(slopes - 1), valid)
+    scalars = {'critic/gap': -gap, 'critic/penalty': penalty}
+    return gap + self.penalty * penalty, scalars
+
+  def generator_loss(self, params: PyTree, critic: PyTree, stats, z: Codes):
+    """L_G, and G's moving averages."""
+    fake, stats = self.fake(params, stats, z)
+    return -self.judge(critic, fake)[0].mean(), stats
+
+  def errors(self, critic: PyTree, x: Images, y: Images):
+    """Of each image, both terms of L_E."""
+    (_, ours), (_, theirs) = self.judge_both(critic, x, y)
+    image = jnp.square(x - y).mean(axis=(1, 2, 3))
+    return image, jnp.square(ours - theirs).mean(axis=1)
+
+  def encoder_loss(self, params: PyTree, state: State, x: Images, valid):
+    """L_E, and E's moving averages."""
+    z, after = self.encoder.apply(
+      {'params': params, 'batch_stats': state.batch_stats['encoder']},
+      x,
+      train=True,
+      valid=valid,
+      mutable=['batch_stats'],
+    )
+    y = self.generate(state, z)
+    image, features = (
+      valid_mean(error, valid)
+      for error in self.errors(state.params['critic'], x, y)
+    )
+    scalars = {'encoder/image': image, 'encoder/features': features}
+    return image + self.kappa * features, (after['batch_stats'], scalars)
+
+  def critic_step(
+    self, state: State, real: Images, z: Codes, alpha, valid
+  ) -> tuple[State, Scalars]:
+    generator = state.params['generator'], state.batch_stats['generator']
+    fake, _ = self.fake(*generator, z)  # The averages stay where they are.
+    loss = lambda params: self.critic_loss(params, real, fake, alpha, valid)
+    state, aux, scalars = fit(state, 'critic', self.adam, loss)
+    return state, {**scalars, **aux}
+
+  def generator_step(self, state: State, z: Codes) -> tuple[State, Scalars]:
+    loss = lambda params: self.generator_loss(
+      params, state.params['critic'], state.batch_stats['generator'], z
+    )
+    after, stats, scalars = fit(state, 'generator', self.adam, loss)
+    return after.put(batch_stats={'generator': stats}), scalars
+
+  def encoder_step(
+    self, state: State, x: Images, valid
+  ) -> tuple[State, Scalars]:
+    loss = lambda params: self.encoder_loss(params, state, x, valid)
+    after, (stats, aux), scalars = fit(state, 'encoder', self.rmsprop, loss)
+    return after.put(batch_stats={'encoder': stats}), {**scalars, **aux}
+
+  def reconstruct(self, state: State, x: Images):
+    """G(E(x)), and how far its code is from that of x."""
+    z = self.encode(state, x)
+    y = self.generate(state, z)
+    return y, jnp.square(z - self.encode(state, y)).mean(axis=1)
+
+
+def build(config: ConfigDict, info: Info) -> Method:
+  gan = Fanogan(config.model, config.train, info.image)
+  critics = config.train.critics
+
+  def wgan_step(state: State, batches: Batches, rng: RandomKey):
+    batch = batches['normal']
+    keys = jax.random.split(rng, critics + 1)
+    for turn in range(critics):  # Written out: a loop would be slow on CPU.
+      real, valid = _signed(batch.unit[turn]), batch.row[turn] >= 0
+      noise, mix = jax.random.split(keys[turn])
+      z = jax.random.normal(noise, (len(real), gan.z))
+      alpha = jax.random.uniform(mix, (len(real),))
+      state, scalars = gan.critic_step(state, real, z, alpha, valid)
+    z = jax.random.normal(keys[-1], (info.batch, gan.z))
+    state, more = gan.generator_step(state, z)
+    return state, {**scalars, **more}
+
+  def encoder_step(state: State, batches: Batches, rng: RandomKey):
+    del rng
+    batch = batches['normal']
+    return gan.encoder_step(state, _signed(batch.unit), batch.valid)
+
+  def score(state: State, batch: Batch, rng: RandomKey) -> Score:
+    del rng
+    x = _signed(batch.unit)
+    y, code = gan.reconstruct(state, x)
+    image, features = gan.errors(state.params['critic'], x, y)
+    seen = _unit(y)
+    compared = compare(batch.unit, seen, config.score.compare)
+    return Score(
+      {
+        'izi_f': image + gan.kappa * features,
+        **compared,
+        'z_distance': code,
+      },
+      {'residual': jnp.abs(batch.unit - seen).mean(axis=-1)},
+      {'reconstruction': seen},
+    )
+
+  def sample(state: State, rng: RandomKey, count: int) -> Images:
+    return _unit(gan.generate(state, jax.random.normal(rng, (count, gan.z))))
+
+  wgan = Phase(
+    'wgan', gan.init_wgan, wgan_step, steps=config.train.steps, batches=critics
+  )
+  encoder = Phase(
+    'encoder',
+    gan.init_encoder,
+    encoder_step,
+    steps=config.train.encoder_steps,
+  )
+  return Method((wgan, encoder), score, sample=sample)
+
+
+def _variables(state, part):
+  return {
+    'params': state.params[part],
+    'batch_stats': state.batch_stats[part],
+  }
+
+
+def _signed(unit):
+  return 2 * unit - 1
+
+
+def _unit(signed):
+  return (signed + 1) / 2
