@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from jaxmed import errors
 from jaxmed.datasets import query as queries
 
+KEPT_BYTES = 2**28
 Rows = Int32[np.ndarray, 'n']
 
 
@@ -47,6 +48,8 @@ class Records:
     self._files, self._starts = _files(directory, self.about)
     self._readers = [None] * len(self._files)
     self._lock = threading.Lock()
+    self._keeps = self.about['bytes'] <= KEPT_BYTES
+    self._kept: dict[int, Encoded] = {}
 
   @functools.cached_property
   def slides(self) -> pa.Table | None:
@@ -78,8 +81,20 @@ class Records:
     return np.flatnonzero(queries.select(query, self.index)).astype(np.int32)
 
   def read(self, rows: Sequence[int] | Rows) -> list[Encoded]:
-    """The encoded images of some rows, each shard's with one call."""
-    rows = np.asarray(rows, np.int64)
+    """The encoded images of some rows.
+
+    Those of a small data set are kept in memory once they have been read.
+    """
+    if not self._keeps:
+      return self._read(np.asarray(rows, np.int64))
+    rows = np.asarray(rows).tolist()
+    if missing := [row for row in rows if row not in self._kept]:
+      found = self._read(np.array(missing, np.int64))
+      self._kept.update(zip(missing, found, strict=True))
+    return [self._kept[row] for row in rows]
+
+  def _read(self, rows: Int64[np.ndarray, 'n']) -> list[Encoded]:
+    """From the disk, each shard's with one call."""
     shards = np.searchsorted(self._starts, rows, side='right') - 1
     found: list[Encoded | None] = [None] * len(rows)
     for shard in np.unique(shards).tolist():

@@ -41,7 +41,7 @@ from jaxmed.datasets.shards import COLUMNS, Failure, Job, Shard
 
 __all__ = ['Failure', 'Shard', 'builder', 'location', 'prepare']
 
-LAYOUT = 1  # Of the folder; another number prepares everything anew.
+LAYOUT = 2  # Of the folder; another number prepares everything anew.
 SPLITS = ('train', 'validation', 'test')
 SLIDES = {
   'group': pa.string(),
@@ -323,6 +323,7 @@ def _write_summary(module, data_config, jobs, index, about, directory) -> None:
     'licence': module.LICENCE,
     'shards': _lengths(jobs),
     'counts': counts.rename_columns(['split', 'label', 'n']).to_pylist(),
+    'bytes': sum(part['bytes'] for part in about),
     'masks': any(part['masks'] for part in about),
     'failures': sum(len(part['failures']) for part in about),
     **_kind(about),

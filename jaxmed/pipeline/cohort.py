@@ -7,14 +7,17 @@ of hosts.
 """
 
 import dataclasses
+import functools
+import math
 import time
+import weakref
 import zlib
 from collections.abc import Iterator
 
 import grain
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 from ml_collections import ConfigDict
 
 from jaxmed import errors
@@ -27,25 +30,34 @@ from jaxmed.pipeline.frame import CENTRE, Frame, Place
 HOST_AHEAD = 4  # Batches of pixels; Grain's default is 500.
 DEVICE_AHEAD = 2  # Batches on their way to the device, or there.
 MOST_THREADS = 16
+ALIGNMENT = 64  # Bytes.
 
 
 class Cohort(Iterator[Batch]):
   """The batches of a cohort. `waited` is how many seconds `next` has taken."""
 
   def __init__(self, batches: grain.DatasetIterator):
-    self._batches = batches
+    self._open = [batches]
     self.waited = 0.0
+    # Also at the interpreter's exit, while there is still a Grain to do it.
+    self._finalizer = weakref.finalize(self, _close, self._open)
 
   def __next__(self) -> Batch:
+    if not self._open:
+      raise StopIteration
     began = time.perf_counter()
     try:
-      return next(self._batches)
+      return next(self._open[0])
     finally:
       self.waited += time.perf_counter() - began
 
   def close(self) -> None:
     """Ends the threads that read ahead."""
-    self._batches.close()
+    self._finalizer()
+
+
+def _close(batches: list[grain.DatasetIterator]) -> None:
+  batches.pop().close()
 
 
 def open_cohort(
@@ -82,10 +94,7 @@ def open_cohort(
     )
   _check_divisible(sharding, batch)
   block, blocks = _block(sharding, batch)
-  numbers = grain.MapDataset.source(_Rows(rows, batch, endless))
-  if endless:
-    numbers = numbers.seed(_order(seed, rows)).shuffle().repeat()
-  numbers = numbers.batch(batch // blocks, batch_fn=np.array)
+  seed = _seed(seed, rows)
   read = _Read(
     records=records,
     labels=records.index['label'].to_numpy(),
@@ -94,11 +103,17 @@ def open_cohort(
     masks=records.has_masks and not train,
     seed=seed,
   )
-  read_blocks = numbers.map_with_index(read)[skip * blocks + block :: blocks]
+  order = _Order(rows, batch // blocks, batch, seed, endless)
+  # A block is a process's share of a global batch.
+  mine = grain.MapDataset.source(order)[skip * blocks + block :: blocks]
   threads = min(cores(), MOST_THREADS)
-  data = read_blocks.to_iter_dataset(
-    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=HOST_AHEAD)
-  ).map(_ToDevices(sharding))
+  data = (
+    mine.map(read)
+    .to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=HOST_AHEAD)
+    )
+    .map(_ToDevices(sharding))
+  )
   data = grain.experimental.ThreadPrefetchIterDataset(
     data, prefetch_buffer_size=DEVICE_AHEAD
   )
@@ -106,25 +121,53 @@ def open_cohort(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
-  """Row numbers; one pass of them is filled up to whole batches with -1."""
+class _Block:
+  """Examples to read: their rows, -1 for padding, and where they stand."""
+
+  rows: Int32[np.ndarray, 'b']
+  positions: Int64[np.ndarray, 'b']  # In the order of all examples.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+  """Block k of the order of all examples, as a function of k.
+
+  A whole block at a time, with NumPy: Grain's shuffle and batch of single
+  numbers took longer than to decode a small image.
+  """
 
   rows: Int32[np.ndarray, 'n']
-  batch: int
+  size: int  # Of a block.
+  batch: int  # Of all blocks that are one global batch.
+  seed: int
   endless: bool
 
   def __len__(self) -> int:
     if self.endless:
-      return len(self.rows)
-    return -(-len(self.rows) // self.batch) * self.batch
+      return 2**62
+    return -(-len(self.rows) // self.batch) * (self.batch // self.size)
 
-  def __getitem__(self, i: int) -> int:
-    return self.rows[i] if i < len(self.rows) else -1
+  def __getitem__(self, number: int) -> _Block:
+    positions = number * self.size + np.arange(self.size)
+    epochs, places = np.divmod(positions, len(self.rows))
+    if not self.endless:
+      return _Block(np.where(epochs == 0, self.rows[places], -1), positions)
+    for epoch in np.unique(epochs).tolist():
+      here = epochs == epoch
+      shuffled = _permutation(self.seed, epoch, len(self.rows))
+      places[here] = shuffled[places[here]]
+    return _Block(self.rows[places], positions)
+
+
+@functools.lru_cache(maxsize=8)  # A few cohorts' epochs, and the next ones.
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+  dice = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+  return dice.permutation(count).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-  """A block of row numbers, and the block's number, to a block of pixels."""
+  """A block of rows to their pixels."""
 
   records: Records
   labels: np.ndarray
@@ -133,22 +176,20 @@ class _Read:
   masks: bool
   seed: int
 
-  def __call__(self, number: int, rows: np.ndarray) -> Batch:
-    valid = rows >= 0
-    count = int(valid.sum())  # The padding, if any, comes last.
-    shape = (len(rows), *self.frame.shape)
-    image = np.empty(shape, self.frame.dtype)
+  def __call__(self, block: _Block) -> Batch:
+    rows, count = block.rows, int((block.rows >= 0).sum())  # Padding is last.
+    image = _aligned((len(rows), *self.frame.shape), self.frame.dtype)
     image[count:] = 0
-    mask = np.zeros(shape[:-1], bool) if self.masks else None
-    encoded = self.records.read(rows[:count])
-    for i, one in enumerate(encoded):
-      place = self._place(number * len(rows) + i) if self.random else CENTRE
-      self.frame.decode(image[i], one.image, _Name(self, rows[i]), place)
-      if self.masks and one.mask:
-        pixels = images.decode_mask(one.mask)
+    mask = np.zeros(image.shape[:-1], bool) if self.masks else None
+    label = np.where(rows >= 0, self.labels[rows], -1).astype(np.int32)
+    for i, encoded in enumerate(self.records.read(rows[:count])):
+      place = self._place(block.positions[i]) if self.random else CENTRE
+      name = _Name(self.records, rows[i])
+      self.frame.decode(image[i], encoded.image, name, place)
+      if self.masks and encoded.mask:
+        pixels = images.decode_mask(encoded.mask)
         mask[i] = self.frame.fit_mask(pixels, place)
-    label = np.where(valid, self.labels[rows], -1).astype(np.int32)
-    return Batch(image, rows.astype(np.int32), label, mask)
+    return Batch(image, rows, label, mask)
 
   def _place(self, position: int) -> Place:
     """Of a crop, by the example's position in the order of all examples."""
@@ -160,11 +201,11 @@ class _Read:
 class _Name:
   """An example's key, looked up only if something has to be said of it."""
 
-  read: _Read
+  records: Records
   row: int
 
   def __str__(self) -> str:
-    return self.read.records.index['key'][int(self.row)].as_py()
+    return self.records.index['key'][int(self.row)].as_py()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +217,14 @@ class _ToDevices:
       return jax.device_put(host, self.sharding)
     make = jax.make_array_from_process_local_data
     return jax.tree.map(lambda x: make(self.sharding, x), host)
+
+
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+  """Memory that a CPU device takes over without a copy."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  memory = np.empty(size + ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _block(sharding, batch: int) -> tuple[int, int]:
@@ -206,6 +255,6 @@ def _is_random(data_config: ConfigDict) -> bool:
   return data_config.crop == 'random'
 
 
-def _order(seed: int, rows: np.ndarray) -> int:
+def _seed(seed: int, rows: np.ndarray) -> int:
   """Else two cohorts of one size would always meet in the same pairs."""
   return zlib.crc32(rows.tobytes(), seed % 2**32)
