@@ -1,5 +1,6 @@
 """Scores files that a user names: images and whole slides."""
 
+import collections
 import os
 import pathlib
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def score_files(
   out.mkdir(parents=True, exist_ok=True)
   slides = [file for file in files if _is_slide(file)]
   images = [file for file in files if file not in slides]
+  paths = _overlay_paths(files, out)
   rows = []
   for start in progress(
     range(0, len(images), run.batch),
@@ -44,8 +46,8 @@ def score_files(
     'score images',
     'batches',
   ):
-    rows += _images(run, images[start : start + run.batch], out)
-  rows += [_slide(run, file, mpp, out) for file in slides]
+    rows += _images(run, images[start : start + run.batch], paths)
+  rows += [_slide(run, file, mpp, paths[file]) for file in slides]
   columns = {k: [row[k] for row in rows] for k in rows[0]}
   path = out / 'scores.parquet'
   workdir.write_table(path, pa.table(columns))
@@ -60,7 +62,7 @@ def _is_slide(file: pathlib.Path) -> bool:
   return suffix in SLIDES
 
 
-def _images(run: Run, files: Sequence[pathlib.Path], out) -> list[dict]:
+def _images(run: Run, files: Sequence[pathlib.Path], paths) -> list[dict]:
   names = run.map_names[:1]
   found = run.score(files, maps=names)
   pixels = read_batch(files, run.config.data)
@@ -70,11 +72,11 @@ def _images(run: Run, files: Sequence[pathlib.Path], out) -> list[dict]:
     calibrated = {k: float(v[i]) for k, v in found.calibrated.items()}
     rows.append(_row(file, scores, calibrated, bool(found.anomalous[i])))
     for name in names:
-      _overlay(_name(out, file), pixels[i], found.maps[name][i])
+      _overlay(paths[file], pixels[i], found.maps[name][i])
   return rows
 
 
-def _slide(run: Run, file: pathlib.Path, mpp: float | None, out) -> dict:
+def _slide(run: Run, file: pathlib.Path, mpp: float | None, path) -> dict:
   with open_slide(file, mpp) as slide:
     tiles = np.prod(slide.size) // run.config.data.size**2
     bar = Progress(int(tiles), file.name, 'tiles')
@@ -87,7 +89,7 @@ def _slide(run: Run, file: pathlib.Path, mpp: float | None, out) -> dict:
   if not found.reason:
     low, high = known['value'][50], found.scores[name]
     heatmap.write_png(
-      _name(out, file),
+      path,
       heatmap.draw_overlay(
         picture, found.maps[name], low, max(high, low + 1e-6), []
       ),
@@ -108,13 +110,14 @@ def _row(file, scores: dict, calibrated: dict, anomalous: bool) -> dict:
   return row | {'tiles': 1, 'tiles_failed': 0, 'reason': ''}
 
 
-def _name(out: pathlib.Path, file: pathlib.Path) -> pathlib.Path:
+def _overlay_paths(files: Sequence[pathlib.Path], out: pathlib.Path) -> dict:
   """Files of one name in several folders get names of their own."""
-  path, number = out / f'{file.stem}_overlay.png', 1
-  while path.exists():
-    number += 1
-    path = out / f'{file.stem}_{number}_overlay.png'
-  return path
+  paths, used = {}, collections.Counter()
+  for file in files:
+    used[file.stem] += 1
+    number = f'_{used[file.stem]}' if used[file.stem] > 1 else ''
+    paths[file] = out / f'{file.stem}{number}_overlay.png'
+  return paths
 
 
 def _overlay(path: pathlib.Path, pixels: np.ndarray, found: np.ndarray):
