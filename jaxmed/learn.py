@@ -1,10 +1,11 @@
 """From a config and prepared data to a trained state on disk."""
 
+import contextlib
 import dataclasses
 import itertools
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxmed import methods, workdir
 from jaxmed.datasets.records import Records, open_records
 from jaxmed.errors import UserError
-from jaxmed.method import Info, Method, Phase, State
+from jaxmed.method import Batches, Info, Method, Phase, State
 from jaxmed.pipeline import augment, open_cohort
 from jaxmed.provenance import Provenance
 from jaxmed.training import distributed, loop, run, sharding
@@ -26,8 +27,19 @@ def train(
   folder: pathlib.Path,
   data: pathlib.Path,
   provenance: Provenance,
+  devices: Sequence[jax.Device] | None = None,
+  stop: Callable[[loop.At], bool] = lambda at: False,
 ) -> None:
-  """Trains a config's method; `final/` holds what it has learned."""
+  """Trains a config's method; `final/` holds what it has learned.
+
+  Args:
+    config: of the run.
+    folder: of the run.
+    data: the prepared data set.
+    provenance: is told of the data, the weights and the speed.
+    devices: to train on; else all there are.
+    stop: asked at every event; see `run.run`.
+  """
   records = open_records(data)
   cohorts = {
     name: records.select(query) for name, query in config.data.cohorts.items()
@@ -37,71 +49,79 @@ def train(
     batch=config.train.batch,
     examples={name: len(rows) for name, rows in cohorts.items()},
   )
-  mesh = sharding.make_mesh()
-  rows_sharding = sharding.batch_sharding(mesh, info.batch)
+  mesh = sharding.make_mesh(devices)
+  rows = sharding.batch_sharding(mesh, info.batch)
   method, given, weights = assemble(config, info, mesh)
-  phases = tuple(
-    augment.wrap(phase, config.train.augment) for phase in method.phases
-  )
-  method = dataclasses.replace(method, phases=phases)
+  phases = (augment.wrap(p, config.train.augment) for p in method.phases)
+  method = dataclasses.replace(method, phases=tuple(phases))
   _refuse_empty(method, config.data.cohorts, info)
   place = sharding.place(mesh, method.sharding, config.train.fsdp)
-  plans = loop.plan(method, place, given)
-  counts = _counts(records)
   provenance.add(
-    data={'name': config.data.name, 'dir': str(data), 'counts': counts},
+    data={
+      'name': config.data.name,
+      'dir': str(data),
+      'fingerprint': data.name,
+      'counts': _counts(records),
+    },
     weights=weights,
-  )
-
-  def open_cohorts(phase: Phase, skip: int) -> Iterator[dict]:
-    several = {
-      name: _several(
-        open_cohort(
-          records,
-          cohorts[name],
-          rows_sharding,
-          info.batch,
-          skip * phase.batches,
-          seed=_seed(config.seed, phase.name, name),
-          endless=phase.steps is not None,
-          data_config=config.data,
-          train=phase.steps is not None,
-        ),
-        phase.batches,
-      )
-      for name in phase.cohorts
-    }
-    for batches in zip(*several.values(), strict=False):
-      yield dict(zip(several, batches, strict=True))
-
-  policy = run.Policy(
-    config.train.save_minutes, config.train.keep, config.train.log_every
   )
   _, state, rates = run.run(
     method,
-    open_cohorts,
-    plans,
+    _opener(records, cohorts, rows, config),
+    loop.plan(method, place, given),
     config.seed,
     folder,
     given,
     info.batch,
-    policy,
+    run.Policy(
+      config.train.save_minutes, config.train.keep, config.train.log_every
+    ),
+    stop,
     dtype=jnp.dtype(config.train.precision),
   )
+  parameters = {part: _size(tree) for part, tree in state.params.items()}
   provenance.add(
     train=rates
     | {
-      'parameters': {k: _size(v) for k, v in state.params.items()},
+      'parameters': parameters,
       'precision': config.train.precision,
       'devices': mesh.size,
     }
   )
   if distributed.is_first():
-    facts = {'image': info.image, 'batch': info.batch}
-    workdir.write_json(
-      folder / 'info.json', facts | {'examples': dict(info.examples)}
-    )
+    workdir.write_json(folder / 'info.json', dataclasses.asdict(info))
   ocp.save_pytree(folder / 'final', state.replace(opt={}, frozen={}))
+
+
+def _opener(
+  records: Records, cohorts: dict, rows: jax.sharding.Sharding, config
+) -> loop.OpenCohorts:
+  """Opens what a phase draws from, every cohort in an order of its own."""
+
+  def open_one(phase: Phase, name: str, skip: int):
+    return open_cohort(
+      records,
+      cohorts[name],
+      rows,
+      config.train.batch,
+      skip * phase.batches,
+      seed=_seed(config.seed, phase.name, name),
+      endless=phase.steps is not None,
+      data_config=config.data,
+      train=phase.steps is not None,
+    )
+
+  def open_cohorts(phase: Phase, skip: int) -> Iterator[Batches]:
+    with contextlib.ExitStack() as opened:
+      several = []
+      for name in phase.cohorts:
+        cohort = open_one(phase, name, skip)
+        opened.callback(cohort.close)
+        several.append(_several(cohort, phase.batches))
+      for batches in zip(*several, strict=False):
+        yield dict(zip(phase.cohorts, batches, strict=True))
+
+  return open_cohorts
 
 
 def assemble(

@@ -60,7 +60,11 @@ class Part:
 class Run:
   """A trained run, loaded from its folder."""
 
-  def __init__(self, folder: pathlib.Path | str):
+  def __init__(
+    self,
+    folder: pathlib.Path | str,
+    devices: Sequence[jax.Device] | None = None,
+  ):
     self.folder = pathlib.Path(folder)
     self.config = workdir.load_config(self.folder)
     if not (self.folder / 'final').is_dir():
@@ -70,7 +74,7 @@ class Run:
       )
     facts = workdir.read_json(self.folder / 'info.json')
     self.info = Info(tuple(facts['image']), facts['batch'], facts['examples'])
-    mesh = sharding.make_mesh(jax.local_devices())
+    mesh = sharding.make_mesh(devices or jax.local_devices())
     self.method, given, self.weights = learn.assemble(
       self.config, self.info, mesh
     )
