@@ -1,0 +1,186 @@
+"""The first screen of the report: one honest sentence, and what to beware of.
+
+The comparison with the trivial baselines is made against the best of them,
+each in its better direction: hindsight is granted to the baseline, never to
+the method.
+"""
+
+import pathlib
+
+from jaxmed.report import words
+from jaxmed.report.load import Run
+
+FEW_GROUPS = 10  # A bootstrap over fewer groups says little.
+
+
+def unit(run: Run) -> str:
+  """What a group of the bootstrap is: slide, patient or image."""
+  number = image_metrics(run).get('auroc', {})
+  data = run.config.get('data', {}).get('name', '')
+  if (
+    run.slides or run.results.get('slide') or data in ('phantom', 'camelyon16')
+  ):
+    return 'slide'
+  return 'image' if number.get('groups') == number.get('n') else 'patient'
+
+
+def image_metrics(run: Run) -> dict:
+  """The metrics of the primary score."""
+  return run.results.get('image', {}).get(run.primary, {})
+
+
+def data_name(run: Run) -> str:
+  data = run.config.get('data', {})
+  name = data.get('name', 'unknown data')
+  if name == 'folder' and data.get('path'):
+    return pathlib.PurePath(data['path']).name or name
+  return {'phantom': 'phantom H&E slides', 'camelyon16': 'Camelyon16'}.get(
+    name, name
+  )
+
+
+def best_baseline(run: Run) -> tuple[str, dict, bool] | None:
+  """The strongest baseline: name, AUROC, and if its direction was turned."""
+  best = None
+  for name, metrics in run.results.get('trivial', {}).items():
+    plain = metrics.get('auroc', {})
+    number = metrics.get('auroc_best_direction') or plain
+    value = words.finite(number.get('value'))
+    if value is not None and (best is None or value > best[1]['value']):
+      usual = words.finite(plain.get('value'))
+      turned = usual is not None and abs(usual - value) > 1e-9
+      best = name, number, turned
+  return best
+
+
+def summary(run: Run) -> dict:
+  """{sentence, verdict, tone}: what was found, in words for a radiologist."""
+  auroc = image_metrics(run).get('auroc', {})
+  value = words.finite(auroc.get('value'))
+  method = words.method(run.config.get('method', 'The method'))
+  opening = f'{method} on {data_name(run)}'
+  if value is None:
+    reason = auroc.get('reason') or 'the run has no AUROC'
+    return {
+      'sentence': f'{opening}: the AUROC is not defined: {reason}.',
+      'verdict': 'Nothing can be said about how well anomalies are found.',
+      'tone': 'bad',
+    }
+  return {
+    'sentence': f'{_found(run, opening, auroc, value)} {_compared(run)}',
+    **verdict(run),
+  }
+
+
+def _found(run: Run, opening: str, auroc: dict, value: float) -> str:
+  span = words.interval(auroc, 2, ' to ')
+  groups = auroc.get('groups')
+  over = f' over {words.several(groups, unit(run))}' if groups else ''
+  inside = f'95 % interval {span}{over}' if span else f'no interval{over}'
+  positives, n = auroc.get('positives'), auroc.get('n')
+  tested = ''
+  if positives is not None and n is not None:
+    tested = (
+      f' for {words.count(positives)} anomalous among {words.count(n)} '
+      'test images'
+    )
+  return (
+    f'{opening} reaches an AUROC of {value:.2f} ({inside}){tested}, by its '
+    f'score “{run.primary}”: of an anomalous and a normal image drawn at '
+    f'random, the anomalous one scores higher {round(value * 100)} times '
+    'in 100.'
+  )
+
+
+def _compared(run: Run) -> str:
+  best = best_baseline(run)
+  if best is None:
+    return 'No trivial baseline was evaluated beside it.'
+  name, number, turned = best
+  span = words.interval(number, 2, ' to ')
+  return (
+    f'The best trivial baseline, {words.baseline(name)}, reaches '
+    f'{number["value"]:.2f}'
+    + (f' ({span})' if span else '')
+    + (', with its direction chosen in hindsight.' if turned else '.')
+  )
+
+
+def verdict(run: Run) -> dict:
+  """{verdict, tone}: the caveat that the numbers call for."""
+  auroc = image_metrics(run)['auroc']
+  value, low, high = (
+    words.finite(auroc.get(key)) for key in ('value', 'low', 'high')
+  )
+  if high is not None and high < 0.5:
+    return _verdict(
+      'bad',
+      'This is below chance: the score calls normal images more anomalous.',
+    )
+  chance = low is None or low <= 0.5
+  said = []
+  if chance:
+    said.append(
+      'The interval includes 0.5, which is chance: this run does not show '
+      'that anomalies are found.'
+      if low is not None
+      else 'There is no interval, so chance cannot be excluded.'
+    )
+  best = best_baseline(run)
+  if best is None:
+    return _verdict('unclear' if chance else 'good', *said)
+  limit = words.finite(best[1].get('high'))
+  if value <= best[1]['value']:
+    said.append(
+      'A trivial baseline does as well or better: nothing here shows that '
+      'the method adds anything to it.'
+    )
+    return _verdict('bad', *said)
+  if limit is None or low is None or low <= limit:
+    said.append(
+      'It is above the best trivial baseline, but the two intervals overlap: '
+      'this run alone does not establish a difference.'
+    )
+    return _verdict('unclear', *said)
+  said.append(
+    'It is above every trivial baseline, and the intervals do not overlap.'
+  )
+  return _verdict('unclear' if chance else 'good', *said)
+
+
+def _verdict(tone: str, *sentences: str) -> dict:
+  return {'tone': tone, 'verdict': ' '.join(sentences)}
+
+
+def warnings(run: Run) -> list[str]:
+  """What makes the numbers worthless; shown in red, above everything."""
+  return [
+    f'Random weights: {entry.get("network") or "a network"} (part '
+    f'{entry.get("part") or "unknown"}) was not trained on anything. These '
+    'numbers say nothing about the method with proper weights.'
+    for entry in run.provenance.get('weights') or []
+    if entry.get('weights') == 'random'
+  ]
+
+
+def cautions(run: Run) -> list[str]:
+  """What a reader should know before believing a number."""
+  said = [str(text) for text in run.results.get('warnings') or []]
+  groups = image_metrics(run).get('auroc', {}).get('groups')
+  if groups is not None and groups < FEW_GROUPS:
+    said.append(
+      f'The test set has {words.several(groups, unit(run))}; intervals from '
+      'so few are rough, and often too narrow.'
+    )
+  if run.failures:
+    said.append(
+      f'{words.several(len(run.failures), "failure")} on the way, listed '
+      'under “Failures”.'
+    )
+  unscored = [row for row in run.slides if row.get('reason')]
+  if unscored:
+    said.append(
+      f'{words.several(len(unscored), "slide")} without a score, with the '
+      'reason under “Slides”.'
+    )
+  return list(dict.fromkeys(said + run.damaged))

@@ -1,0 +1,110 @@
+"""The curves of training: losses, gradient norms and speed of every phase."""
+
+import numpy as np
+
+from jaxmed.report import words
+from jaxmed.report.figures import SERIES, Figure
+from jaxmed.report.plot import Plot
+
+POINTS = 240  # A longer log is drawn as the means of so many stretches.
+SIZE = (380, 240)
+KNOWN = {  # The last part of a scalar's name: title, axis.
+  'loss': ('Losses', 'Loss'),
+  'gradient_norm': ('Gradient norms', 'Norm'),
+  'parameter_norm': ('Parameter norms', 'Norm'),
+  'images_per_s': ('Speed', 'Images per second'),
+  'matrix_peak_percent': ('Use of the matrix units', '% of measured peak'),
+  'data_wait_percent': ('Waiting for data', '% of the time'),
+}
+FIRST = ('loss', 'gradient_norm', 'images_per_s')
+SKIPPED = {'phase', 'step', 'event', 'seconds'}
+
+
+def phases(log: list[dict]) -> list[dict]:
+  """Every phase's figures: {name, steps, main, more}, in order of training."""
+  named = {}
+  for row in log:
+    named.setdefault(str(row.get('phase', 'train')), []).append(row)
+  result = []
+  for name, rows in named.items():
+    steps = [words.finite(row.get('step')) for row in rows]
+    rows = [
+      row for row, step in zip(rows, steps, strict=True) if step is not None
+    ]
+    groups = _groups(rows)
+    main = [_figure(rows, key, groups[key]) for key in FIRST if key in groups]
+    more = [
+      _figure(rows, key, names)
+      for key, names in groups.items()
+      if key not in FIRST
+    ]
+    result.append(
+      {
+        'name': name,
+        'steps': max((int(row['step']) for row in rows), default=0),
+        'main': [figure for figure in main if figure],
+        'more': [figure for figure in more if figure],
+      }
+    )
+  return result
+
+
+def _groups(rows: list[dict]) -> dict[str, list[str]]:
+  """The scalars by the last part of their name: one figure for each."""
+  groups = {}
+  for name in dict.fromkeys(key for row in rows for key in row):
+    if name not in SKIPPED:
+      groups.setdefault(name.rsplit('/', 1)[-1], []).append(name)
+  return groups
+
+
+def _figure(rows: list[dict], key: str, names: list[str]) -> Figure | None:
+  title, axis = KNOWN.get(key, (words.plain(key).capitalize(), 'Value'))
+  series = {name: _series(rows, name) for name in names[:SERIES]}
+  series = {name: s for name, s in series.items() if len(s[0])}
+  if not series:
+    return None
+  every_y = np.concatenate([y for _, y in series.values()])
+  every_x = np.concatenate([x for x, _ in series.values()])
+  low, high = float(every_y.min()), float(every_y.max())
+  log = low > 0 and high / low > 50
+  if not log:
+    low = min(low, 0.0) if low < 0.5 * high else low
+    margin = 0.05 * (high - low)
+    low, high = low - margin * (low != 0), high + margin
+  span = float(every_x.min()), float(every_x.max())
+  plot = Plot(span, (low, high), 'Step', axis, SIZE, log)
+  legend = []
+  for i, (name, (x, y)) in enumerate(series.items()):
+    part = name.rsplit('/', 1)[0] if '/' in name else title.lower()
+    if len(x) > 1:
+      plot.line(x, y, f's{i}', part)
+    else:
+      plot.point(x[0], y[0], f's{i}', part)
+    legend.append((f's{i}', f'{part} (last {words.number(y[-1])})'))
+  described = f'{title} over the steps: ' + ', '.join(n for _, n in legend)
+  return Figure(
+    plot.svg(described), title, _caption(rows, names, log), tuple(legend)
+  )
+
+
+def _series(rows: list[dict], name: str):
+  """Steps and values where the scalar was logged, thinned to POINTS."""
+  pairs = [(row['step'], words.finite(row.get(name))) for row in rows]
+  pairs = [(step, value) for step, value in pairs if value is not None]
+  steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
+  if len(steps) > POINTS:
+    pieces = [np.array_split(a, POINTS) for a in (steps, values)]
+    steps, values = ([p.mean() for p in piece] for piece in pieces)
+  return np.asarray(steps), np.asarray(values)
+
+
+def _caption(rows: list[dict], names: list[str], log: bool) -> str:
+  said = []
+  if log:
+    said.append('Logarithmic axis.')
+  if len(rows) > POINTS:
+    said.append(f'Each point is the mean of about {len(rows) // POINTS} logs.')
+  if len(names) > SERIES:
+    said.append(f'{len(names) - SERIES} further curves are in train.jsonl.')
+  return ' '.join(said)

@@ -1,0 +1,279 @@
+"""The report of whole, partial, odd and hostile runs."""
+
+import json
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jaxmed.errors import UserError
+from jaxmed.report import write_report
+from tests.report.fabricate import OPTIONAL, change, config, number
+from tests.report.page import Page
+
+SECTIONS = (
+  'results',
+  'slides',
+  'examples',
+  'training',
+  'data',
+  'config',
+  'provenance',
+  'speed',
+  'failures',
+)
+
+
+def read(folder, **options) -> Page:
+  return Page(write_report(folder, **options).read_text('utf-8'))
+
+
+@pytest.fixture(scope='module')
+def page(finished):
+  return read(finished)
+
+
+def check(page: Page) -> None:
+  """What holds of every report."""
+  assert not page.faults
+  leaks = re.findall(
+    r'(?<![\w-])(nan|NaN|None|inf|undefined)(?![\w-])', page.text
+  )
+  assert not leaks
+  links = [
+    attributes[name]
+    for _, attributes in page.elements
+    for name in ('src', 'href', 'xlink:href', 'action', 'data', 'srcset')
+    if name in attributes
+  ]
+  outside = [
+    link
+    for link in links
+    if not link.startswith(('data:image/', '#')) and ':' in link
+  ]
+  assert not outside
+  ids = [a['id'] for _, a in page.elements if 'id' in a]
+  assert len(ids) == len(set(ids))
+  for link in links:
+    assert not link.startswith('#') or link[1:] in ids
+  assert all(image.get('alt') for image in page.all('img'))
+  assert all(
+    'aria-label' in svg or svg.get('aria-hidden') == 'true'
+    for svg in page.all('svg')
+  )
+  assert all('scope' in head for head in page.all('th'))
+
+
+def test_a_whole_run_has_every_section(page):
+  check(page)
+  ids = {a.get('id') for a in page.all('section')}
+  assert ids >= set(SECTIONS)
+  plots = [svg for svg in page.all('svg') if svg.get('class') == 'plot']
+  assert len(plots) == 2 + 3 + 3 + 2  # Curves, histograms, training, further.
+  assert len(page.all('img')) == 7 * 2 + 16 * 4
+
+
+def test_size_stays_small(finished):
+  assert write_report(finished).stat().st_size < 2_000_000
+
+
+def test_nothing_is_fetched_from_elsewhere(finished):
+  source = write_report(finished).read_text('utf-8')
+  assert 'http' not in source.replace('http-equiv', '')
+  assert '@import' not in source and 'url(' not in source
+  assert "default-src 'none'" in source
+
+
+@pytest.mark.parametrize('missing', OPTIONAL)
+def test_any_optional_file_may_be_missing(run, missing):
+  (run / missing).unlink()
+  check(read(run))
+
+
+def test_all_optional_files_may_be_missing(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(config()))
+  (tmp_path / 'results.json').write_text(json.dumps({}))
+  page = read(tmp_path)
+  check(page)
+  assert 'the AUROC is not defined: the run has no AUROC' in page.text
+  assert 'train.jsonl is missing or empty' in page.text
+  assert 'provenance.json is missing' in page.text
+  assert 'scores.parquet is missing' in page.text
+
+
+@pytest.mark.parametrize('name', ['config.json', 'results.json'])
+def test_the_two_required_files_are_asked_for(run, name):
+  (run / name).unlink()
+  with pytest.raises(UserError, match=f'has no {name}'):
+    write_report(run)
+  (run / name).write_text('{"cut": ')
+  with pytest.raises(UserError, match='cannot be read as JSON'):
+    write_report(run)
+  (run / name).write_text('[]')
+  with pytest.raises(UserError, match='not an object'):
+    write_report(run)
+  assert not (run / 'report.html').exists()
+
+
+def test_the_page_is_whole_or_not_there(run, monkeypatch):
+  write_report(run)
+  before = (run / 'report.html').read_text()
+  change(run, 'results.json', lambda r: r.update(warnings=['Something new.']))
+
+  def fail(source, target):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr('os.replace', fail)
+  with pytest.raises(OSError, match='No space'):
+    write_report(run)
+  assert (run / 'report.html').read_text() == before
+  assert not list(run.glob('.report*'))
+
+
+def test_an_undefined_metric_says_why(run):
+  reason = 'the test set has one class'
+
+  def undefine(results):
+    nothing = number(None, reason=reason)
+    results['image']['cycle_ssim']['auroc'] = nothing
+    results['trivial']['contrast']['auroc'] = nothing
+
+  change(run, 'results.json', undefine)
+  page = read(run)
+  check(page)
+  assert f'the AUROC is not defined: {reason}.' in page.text
+  assert page.text.count(f'not defined: {reason}') >= 3
+
+
+HOSTILE = '<script>alert("x")</script>&\'"'
+
+
+def test_names_are_escaped_everywhere(run):
+  def rename(results):
+    for part in ('image', 'thresholds', 'curves'):
+      results[part][HOSTILE] = results[part].pop('cycle_ssim')
+    results['primary'] = HOSTILE
+    results['counts'][0]['group'] = HOSTILE
+    results['warnings'] = [HOSTILE]
+    results['pixel'] = {HOSTILE: {'auroc': number(None, reason=HOSTILE)}}
+
+  def rename_examples(examples):
+    for example in examples:
+      example.update(key=HOSTILE, group=HOSTILE, rank=HOSTILE)
+
+  change(run, 'results.json', rename)
+  change(run, 'examples.json', rename_examples)
+  change(run, 'config.json', lambda c: c.update(method=HOSTILE))
+  change(run, 'provenance.json', lambda p: p.update(commit=HOSTILE))
+  with (run / 'failures.jsonl').open('a') as file:
+    file.write(json.dumps({'stage': HOSTILE, 'item': HOSTILE}) + '\n')
+  with (run / 'train.jsonl').open('w') as file:
+    row = {'phase': HOSTILE, 'step': 1, f'{HOSTILE}/loss': 1.0}
+    file.write(json.dumps(row) + '\n')
+  for name, column in (('slides', 'group'), ('scores', 'domain')):
+    table = pq.read_table(run / f'{name}.parquet').to_pylist()
+    table[0][column] = HOSTILE
+    table = [
+      {k.replace('cycle_ssim', HOSTILE): v for k, v in row.items()}
+      for row in table
+    ]
+    pq.write_table(pa.Table.from_pylist(table), run / f'{name}.parquet')
+  page = read(run)
+  check(page)
+  assert len(page.all('script')) == 1
+  assert page.text.count('<script>alert("x")</script>') > 20
+
+
+def test_examples_outside_the_run_are_not_read(run):
+  secret = run.parent / 'secret.png'
+  Image.new('RGB', (8, 8)).save(secret)
+
+  def escape(examples):
+    examples[0]['panels'] = {'input': '../secret.png', 'map': str(secret)}
+
+  change(run, 'examples.json', escape)
+  page = read(run)
+  check(page)
+  assert page.text.count('no file') == 2
+
+
+def test_broken_and_missing_pictures_say_so(run):
+  paths = sorted((run / 'examples').glob('*.png'))
+  paths[0].write_bytes(paths[0].read_bytes()[:60])
+  paths[1].unlink()
+  page = read(run)
+  check(page)
+  assert 'unreadable' in page.text and 'no file' in page.text
+
+
+def test_fewer_examples_can_be_asked_for(run):
+  page = read(run, examples=1)
+  assert sum(a.get('class') == 'card example' for a in page.all('article')) == 4
+
+
+def test_damaged_files_are_named(run):
+  (run / 'calibration.json').write_text('{')
+  (run / 'slides.parquet').write_bytes(b'no parquet')
+  (run / 'scores.parquet').write_bytes(b'no parquet')
+  log = (run / 'train.jsonl').read_text()
+  (run / 'train.jsonl').write_text('{"phase"\n' + log + '{"phase": "mun')
+  page = read(run)
+  check(page)
+  assert 'calibration.json could not be read' in page.text
+  assert 'slides.parquet could not be read' in page.text
+  assert 'train.jsonl: 1 lines could not be read' in page.text  # Not the cut.
+
+
+def test_random_weights_stand_in_red_above_everything(run):
+  weights = [{'part': 'trunk', 'network': 'small', 'weights': 'random'}]
+  change(run, 'provenance.json', lambda p: p.update(weights=weights))
+  page = read(run)
+  check(page)
+  assert 'banner bad' in [p.get('class') for p in page.all('p')]
+  assert page.text.index('Random weights: small') < page.text.index('AUROC of')
+
+
+def test_config_changes(run):
+  assert 'train.steps 600 900' in read(run).text
+  change(run, 'config.json', lambda c: c.update(changed={}))
+  assert 'Exactly the preset “phantom”' in read(run).text
+  change(run, 'config.json', lambda c: c.pop('changed'))
+  assert 'does not say what differs' in read(run).text
+
+
+def test_a_log_of_several_phases_with_gaps(run):
+  rows = [
+    {'phase': 'wgan', 'step': s, 'critic/loss': float('nan') if s == 3 else s}
+    for s in range(1, 2000)
+  ] + [{'phase': 'encoder', 'step': 1, 'encoder/loss': 0.5, 'lr': None}]
+  lines = ''.join(json.dumps(row) + '\n' for row in rows)
+  (run / 'train.jsonl').write_text(lines)
+  page = read(run)
+  check(page)
+  assert 'Phase “wgan” 1 999 steps' in page.text
+  assert 'Phase “encoder” 1 steps' in page.text
+  assert 'Each point is the mean of about 8 logs' in page.text
+
+
+def test_many_slides_show_both_ends(run):
+  rows = pq.read_table(run / 'slides.parquet').to_pylist()
+  many = [rows[i % 3] | {'score.cycle_ssim': i / 100} for i in range(60)]
+  pq.write_table(pa.Table.from_pylist(many), run / 'slides.parquet')
+  page = read(run)
+  check(page)
+  shown = [a for a in page.all('figure') if a.get('class') == 'card slide']
+  assert len(shown) == 24
+  assert {a['id'] for a in shown} >= {'slide-0', 'slide-59'}
+  assert 'those of 36 others are in maps/' in page.text
+
+
+def test_failures_beyond_the_hundredth_are_counted(run):
+  with (run / 'failures.jsonl').open('a') as file:
+    for i in range(147):
+      file.write(json.dumps({'stage': 'prepare', 'item': f'{i}.png'}) + '\n')
+  page = read(run)
+  check(page)
+  assert '150 in all: 3 in “score slides”, 147 in “prepare”' in page.text
+  assert '50 more are in failures.jsonl' in page.text
