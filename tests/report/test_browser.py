@@ -59,7 +59,9 @@ def page(finished, tmp_path):
     changed = source.replace('lang="en"', f'lang="en" data-theme="{theme}"')
     if script:  # The page's own policy would forbid it.
       changed = changed.replace('Content-Security-Policy', 'none')
-      changed = changed.replace('</body>', f'<script>{script}</script></body>')
+      changed = changed.replace(
+        '</body>', f'<script>{{{script}}}</script></body>'
+      )
     path.write_text(changed, 'utf-8')
     return path
 
