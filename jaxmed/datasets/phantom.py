@@ -45,7 +45,7 @@ OPTIONS = {
 }
 LEAST_TISSUE = 0.1  # Of a tile that becomes a record.
 # Diameters of the lesions of a slide in micrometres, for slides in turn; an
-# irregular outline adds up to a third. Pathologists count a tumour of less
+# irregular outline adds up to half. Pathologists count a tumour of less
 # than 275 as isolated cells.
 LESIONS = ((170, 380), (190, 350, 160), (200, 430), (180, 340, 200))
 FULL_SIDE = 1280  # A slide of that many micrometres has them as listed.

@@ -23,6 +23,8 @@ class Frame:
   y: Float64[np.ndarray, 'height']
   x: Float64[np.ndarray, 'width']
   mpp: float
+  # Fields' weights of the columns, which are the same for every band.
+  kept: dict = dataclasses.field(default_factory=dict, repr=False)
 
   @classmethod
   def whole(cls, width: int, height: int, mpp: float) -> 'Frame':
@@ -49,7 +51,7 @@ class Frame:
     """The frame in strips of rows, which fit into a processor's cache."""
     for top in range(0, len(self.y), height):
       rows = slice(top, min(top + height, len(self.y)))
-      yield rows, Frame(self.y[rows], self.x, self.mpp)
+      yield rows, Frame(self.y[rows], self.x, self.mpp, self.kept)
 
   def around(
     self, y: float, x: float, radius: float
@@ -100,8 +102,10 @@ class Field:
     for octave, nodes in enumerate(self.nodes):
       cell = self.cell / 2**octave
       rows = _weights(frame.y / cell, nodes.shape[0])
-      columns = _weights(frame.x / cell, nodes.shape[1])
-      part = (rows @ nodes) @ columns.T
+      key = cell, nodes.shape[1]
+      if key not in frame.kept:
+        frame.kept[key] = _weights(frame.x / cell, nodes.shape[1]).T.copy()
+      part = (rows @ nodes) @ frame.kept[key]
       total = part if total is None else np.add(total, part, out=total)
     return total
 
@@ -162,22 +166,29 @@ def _three_taps(plane: Plane, weight: np.float32, axis: int) -> Plane:
   return out
 
 
-def grain(rng: np.random.Generator, frame: Frame, sigma: float) -> Plane:
+class Grain:
   """Fine noise of deviation 1, correlated over `sigma` px; repeats itself.
 
   The period of 1,024 px is far beyond what the eye or a network compares.
   """
-  side = 1024
-  noise = rng.standard_normal((side, side), np.float32)
-  if sigma:
-    frequency = np.fft.rfftfreq(side), np.fft.fftfreq(side)
-    squared = frequency[1][:, None] ** 2 + frequency[0][None] ** 2
-    transfer = np.exp(-2 * (np.pi * sigma) ** 2 * squared)
-    noise = np.fft.irfft2(np.fft.rfft2(noise) * transfer, s=noise.shape)
-    noise = (noise / noise.std()).astype(np.float32)
-  height, width = frame.shape
-  repeats = -(-height // side), -(-width // side)
-  return np.tile(noise, repeats)[:height, :width]
+
+  SIDE = 1024
+
+  def __init__(self, rng: np.random.Generator, frame: Frame, sigma: float):
+    side = self.SIDE
+    noise = rng.standard_normal((side, side), np.float32)
+    if sigma:
+      across, down = np.fft.rfftfreq(side), np.fft.fftfreq(side)
+      squared = down[:, None] ** 2 + across[None] ** 2
+      transfer = np.exp(-2 * (np.pi * sigma) ** 2 * squared)
+      noise = np.fft.irfft2(np.fft.rfft2(noise) * transfer, s=noise.shape)
+      noise = (noise / noise.std()).astype(np.float32)
+    width = frame.shape[1]
+    self._noise = np.tile(noise, (1, -(-width // side)))[:, :width]
+
+  def __getitem__(self, rows: slice) -> Plane:
+    places = np.arange(rows.start, rows.stop) % self.SIDE
+    return self._noise[places]
 
 
 def lattice(

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from jaxmed.datasets.phantom_field import Field, Frame, Plane, blur, grain
+from jaxmed.datasets.phantom_field import Field, Frame, Grain, Plane, blur
 
 BAND = 64
 MARGIN = 8  # Rows around a band that its blur sees.
@@ -78,7 +78,7 @@ def scan(
     for gain, spread in zip(scanner.gain, (0.10, 0.12), strict=True)
   ]
   focus = Field.draw(rng, frame, 175)
-  noise = [grain(rng, frame, 0) for _ in range(3)]
+  noise = [Grain(rng, frame, 0) for _ in range(3)]
   light = _light(rng, frame)
   near = (scanner.sharpness / frame.mpp) ** 2
   far = (0.55 / frame.mpp) ** 2  # More, where the focus is off.
@@ -110,7 +110,8 @@ def _light(rng: np.random.Generator, frame: Frame) -> Plane:
   """Light that falls off a little to the corners, and dust in its way."""
   y = (frame.y / frame.y[-1] - 0.5) ** 2
   x = (frame.x / frame.x[-1] - 0.5) ** 2
-  light = (1 - 0.03 * (y[:, None] + x[None])).astype(np.float32)
+  y, x = y.astype(np.float32), x.astype(np.float32)
+  light = (1 - 0.03 * y)[:, None] - 0.03 * x
   extent = frame.y[-1], frame.x[-1]
   for _ in range(rng.poisson(12e-6 * extent[0] * extent[1])):
     place = rng.uniform(0, 1, 2) * extent

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 
 import numpy as np
+import threadpoolctl
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
@@ -19,8 +20,8 @@ from jaxmed.datasets import phantom_structures as structures
 from jaxmed.datasets.phantom_field import (
   Field,
   Frame,
+  Grain,
   Plane,
-  grain,
   lattice,
   step,
   thinned,
@@ -35,7 +36,7 @@ BAND = 64  # Rows worked on at a time.
 class Plan:
   """All that decides a slide's pixels.
 
-  lesions: their diameters; an irregular outline adds up to a third.
+  lesions: their diameters; an irregular outline adds up to half.
   pen, fold: whether there is a pen mark, a fold.
   """
 
@@ -59,6 +60,13 @@ class Drawn:
 
 def draw(plan: Plan) -> Drawn:
   """Draws a slide; the same plan gives the same pixels."""
+  # One thread: the products are small, the last bit of a sum depends on how
+  # it is shared out, and slides are drawn side by side.
+  with threadpoolctl.threadpool_limits(1, 'blas'):
+    return _draw(plan)
+
+
+def _draw(plan: Plan) -> Drawn:
   rng = np.random.default_rng(plan.seed)
   frame = Frame.whole(plan.width, plan.height, plan.mpp)
   anatomy = plan_anatomy(rng, frame)
@@ -102,7 +110,12 @@ class Anatomy:
     height, width = self.extent
     y = (frame.y / height - 0.5)[:, None].astype(np.float32)
     x = (frame.x / width - 0.5)[None].astype(np.float32) * 1.05
-    depth = 0.44 - np.hypot(y, x) - 0.038 * self.outline(frame)
+    wobble = self.outline(frame)
+    depth = 0.44 - np.hypot(y, x) - 0.038 * wobble
+    # Some glass stays at the border of the slide.
+    height, width = (np.float32(0.5) - np.abs(axis) for axis in (y, x / 1.05))
+    margin = 0.02 + 0.008 * np.abs(wobble)
+    np.minimum(depth, np.minimum(height, width) - margin, out=depth)
     tear = (2.4 - self.tears(frame)) * 40
     return np.minimum(depth * min(self.extent), tear)
 
@@ -204,7 +217,7 @@ class Ground:
   slope: tuple[float, float]
   table: Float[np.ndarray, 'entries']
   web: Field
-  fine: Plane
+  fine: Grain
 
   def flow(self, frame: Frame) -> Plane:
     wide, middle, narrow = (field(frame) for field in self.stream)
@@ -231,7 +244,7 @@ def plan_ground(rng: np.random.Generator, frame: Frame) -> Ground:
     slope=tuple(rng.normal(0, 130 / 1024, 2)),
     table=table.astype(np.float32),
     web=field(11),
-    fine=grain(rng, frame, 0.5 / frame.mpp),
+    fine=Grain(rng, frame, 0.5 / frame.mpp),
   )
 
 

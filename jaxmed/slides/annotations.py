@@ -63,10 +63,10 @@ def read_xml(path: str | os.PathLike) -> list[Polygon]:
 
 def _polygon(path: pathlib.Path, element: ElementTree.Element) -> Polygon:
   name = element.get('Name', '')
-  corners = sorted(
-    element.iter('Coordinate'), key=lambda c: float(c.get('Order') or 0)
-  )
   try:
+    corners = sorted(
+      element.iter('Coordinate'), key=lambda c: float(c.get('Order') or 0)
+    )
     points = np.array(
       [(float(c.attrib['X']), float(c.attrib['Y'])) for c in corners]
     ).reshape(-1, 2)
