@@ -1,0 +1,95 @@
+"""PatchCore: --config=configs/patchcore.py[:phantom|folder|wrn50|tiny].
+
+Until trained trunks are there, `small` is an untrained one, and says so:
+`model.weights` must be `random`.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxmed.configs import defaults
+
+
+def get_config(preset: str | None = None) -> ConfigDict:
+  return defaults.choose('patchcore', preset, PRESETS)
+
+
+def wrn50(config: ConfigDict) -> ConfigDict:
+  """The constants of the original's WideResNet-50 on MVTec, for a folder."""
+  config = defaults.folder(config)
+  config.data.resize = 256
+  config.data.size = 224
+  config.model = ConfigDict(
+    {
+      'trunk': 'wide_resnet50_2',
+      'weights': 'imagenet',
+      'weights_seed': 0,  # Of random ones.
+      'layers': ('layer2', 'layer3'),  # The finest first.
+      'patch': 3,
+      'pretrain_dim': 1024,
+      'target_dim': 1024,
+      'sampler': 'approximate',  # Or greedy.
+      'coreset_share': 0.1,  # Of the bank ...
+      'coreset_size': 0,  # ... or so many, if not 0.
+      'projection': 128,  # Wherein the coreset is chosen; 0: no projection.
+      'starts': 10,  # Of the approximate sampler.
+      'neighbours': 1,
+      'squared': True,  # Distances, as the code has them; the paper: False.
+      'reweight': 0,  # Nearest rows of the paper's weight: 9; 0: none.
+      'sigma': 4.0,  # Of the map, px.
+      'chunk': 2**24,  # Most distances held in memory at once.
+    }
+  )
+  config.train.batch = 8
+  config.train.log_every = 1
+  config.score.batch = 8
+  config.eval.primary = 'nearest'
+  return config
+
+
+def folder(config: ConfigDict) -> ConfigDict:
+  """Images of a folder, in the untrained trunk."""
+  return _untrained(wrn50(config))
+
+
+def phantom(config: ConfigDict) -> ConfigDict:
+  """Phantom patches of 64 px, in the untrained trunk."""
+  config = defaults.phantom(_untrained(wrn50(config)))
+  config.data.resize = 0
+  config.data.size = 64
+  config.train.batch = 64
+  config.score.batch = 64
+  return config
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+  """32 px and a core of 32 patches, for tests."""
+  config = defaults.tiny(_untrained(wrn50(config)))
+  config.data.resize = 0
+  config.model.update(
+    {'coreset_size': 32, 'pretrain_dim': 24, 'target_dim': 16, 'projection': 8}
+  )
+  config.score.batch = 64
+  return config
+
+
+def _untrained(config: ConfigDict) -> ConfigDict:
+  config.model.update(
+    {
+      'trunk': 'small',
+      'weights': 'random',
+      'layers': ('stage2', 'stage3'),
+      'pretrain_dim': 128,
+      'target_dim': 128,
+      'projection': 32,
+      'coreset_share': 0.01,
+    }
+  )
+  return config
+
+
+PRESETS = {
+  'phantom': phantom,
+  'folder': folder,
+  'wrn50': wrn50,
+  'tiny': tiny,
+}
