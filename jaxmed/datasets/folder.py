@@ -90,7 +90,7 @@ def divide(found: Sequence[Found], options: dict[str, Any]) -> list[Found]:
   """Every image with its group and split.
 
   Splits that the layout gives stay. If it gives no validation images, some of
-  its training ones become them.
+  its training ones become them, for there are no thresholds without.
   """
   found = [
     dataclasses.replace(one, group=one.group or _group(one.path, options))
@@ -98,17 +98,27 @@ def divide(found: Sequence[Found], options: dict[str, Any]) -> list[Found]:
   ]
   sick = {one.group for one in found if one.label != 0}
   given = {one.split for one in found} - {''}
-  train, validation = options['train'], options['validation']
+  train = 0.0 if 'train' in given else options['train']
+  edge = train + options['validation']
+  # Groups that chance may send to validation, by their lot.
+  drawn = {
+    one.group: _chance(options['seed'], 'split', one.group)
+    for one in found
+    if one.split == ('train' if 'train' in given else '')
+    and one.group not in sick
+    and 'validation' not in given
+  }
+  chosen = {group for group, lot in drawn.items() if train <= lot < edge}
+  if len(drawn) > 1 and not chosen and options['validation']:  # At least one.
+    chosen = {min(drawn, key=lambda group: abs(drawn[group] - edge))}
 
   def split(one: Found) -> str:
-    chance = _chance(options['seed'], 'split', one.group)
-    if one.split == 'train' and 'validation' not in given:
-      return 'validation' if chance < validation else 'train'
+    if one.group in chosen:
+      return 'validation'
     if one.split:
       return one.split
-    if one.group in sick or chance >= train + validation:
-      return 'test'
-    return 'train' if chance < train else 'validation'
+    lot = _chance(options['seed'], 'split', one.group)
+    return 'test' if one.group in sick or lot >= train else 'train'
 
   return [dataclasses.replace(one, split=split(one)) for one in found]
 

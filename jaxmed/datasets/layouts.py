@@ -46,6 +46,11 @@ def find(root: pathlib.Path, table: str = '') -> list[Found]:
   """All images of a folder by path, in whichever layout it has."""
   if table:
     found = list(_from_table(root, root / table))
+    if len({bool(one.split) for one in found}) > 1:
+      raise errors.UserError(
+        f'{root / table} gives a split for some images and none for others. '
+        'Fill in the column split, or leave it out.'
+      )
   elif any(_lower(child) in SPLIT_FOLDERS for child in _folders(root)):
     found = list(_from_splits(root))
   else:

@@ -183,9 +183,12 @@ class _Read:
     mask = np.zeros(image.shape[:-1], bool) if self.masks else None
     label = np.where(rows >= 0, self.labels[rows], -1).astype(np.int32)
     for i, encoded in enumerate(self.records.read(rows[:count])):
-      place = self._place(block.positions[i]) if self.random else CENTRE
-      name = _Name(self.records, rows[i])
-      self.frame.decode(image[i], encoded.image, name, place)
+      if self.frame.decode_straight(image[i], encoded.image):
+        place = CENTRE
+      else:
+        place = self._place(block.positions[i]) if self.random else CENTRE
+        name = _Name(self.records, rows[i])
+        self.frame.decode(image[i], encoded.image, name, place)
       if self.masks and encoded.mask:
         pixels = images.decode_mask(encoded.mask)
         mask[i] = self.frame.fit_mask(pixels, place)

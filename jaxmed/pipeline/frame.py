@@ -23,6 +23,7 @@ Pixels = UInt8[Array, 'h w c'] | UInt16[Array, 'h w c']
 Stack = UInt8[Array, 'b h w c'] | UInt16[Array, 'b h w c']
 Place = tuple[float, float]  # Of a crop, down and right, each in [0, 1).
 CENTRE = (0.5, 0.5)
+JPEG = b'\xff\xd8'
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601.
 
 
@@ -54,23 +55,9 @@ class Frame:
   def shape(self) -> tuple[int, int, int]:
     return self.size, self.size, self.channels
 
-  def decode(
-    self, out: Pixels, encoded: bytes, name: str, place: Place = CENTRE
-  ) -> None:
-    """Decodes an image into `out`, one of a batch."""
-    if self._decode_straight(out, encoded):
-      return
-    try:
-      pixels = images.decode(encoded)
-    except images.ImageError as error:
-      raise errors.UserError(
-        f'The image {name} is unreadable: {error}.'
-      ) from error
-    self.fit(out, pixels, name, place)
-
-  def _decode_straight(self, out: Pixels, encoded: bytes) -> bool:
+  def decode_straight(self, out: Pixels, encoded: bytes) -> bool:
     """Whether this is a JPEG of the very size and type, and now decoded."""
-    if encoded[:2] != b'\xff\xd8' or self.dtype is not np.uint8:
+    if encoded[:2] != JPEG or self.dtype is not np.uint8:
       return False
     if self.resize not in (0, self.size):
       return False
@@ -81,8 +68,20 @@ class Frame:
       return False
     return True
 
+  def decode(
+    self, out: Pixels, encoded: bytes, name: object, place: Place = CENTRE
+  ) -> None:
+    """Decodes an image, cuts `place` of it, and writes it into `out`."""
+    try:
+      pixels = images.decode(encoded)
+    except images.ImageError as error:
+      raise errors.UserError(
+        f'The image {name} is unreadable: {error}.'
+      ) from error
+    self.fit(out, pixels, name, place)
+
   def fit(
-    self, out: Pixels, pixels: Pixels, name: str, place: Place = CENTRE
+    self, out: Pixels, pixels: Pixels, name: object, place: Place = CENTRE
   ) -> None:
     """Resizes, cuts and converts an image into `out`."""
     if self.resize:
