@@ -6,7 +6,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.method import State
-from jaxmed.methods.fanogan import TABLE, Encoder, Fanogan
+from jaxmed.methods.fanogan import TABLE, Fanogan
+from jaxmed.nn.fanogan import Encoder
 from jaxmed.weights.names import from_foreign, to_foreign
 from tests.golden import filling
 

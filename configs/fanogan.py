@@ -1,0 +1,100 @@
+"""f-AnoGAN: --config=configs/fanogan.py[:phantom|folder|paper|tiny]."""
+
+from ml_collections import ConfigDict
+
+from jaxmed.configs import defaults
+
+
+def get_config(preset: str | None = None) -> ConfigDict:
+  return defaults.choose('fanogan', preset, PRESETS)
+
+
+def paper(config: ConfigDict) -> ConfigDict:
+  """The original's constants: 64 px, full width, both trainings' lengths.
+
+  The code counts epochs, 7 of about a million patches, in batches of 64 and
+  five critics' batches to a generator step; the encoder has 50,000 steps.
+  """
+  config = defaults.folder(config)
+  config.data.size = 64
+  config.data.resize = 64
+  config.model = ConfigDict(
+    {
+      'dim': 64,
+      'z': 128,
+      'tanh': True,  # At the encoder's end.
+      'penalty': 10.0,  # lambda.
+      'kappa': 1.0,  # Of features, in the encoder's loss and the score.
+    }
+  )
+  config.train.batch = 64
+  config.train.steps = 22_000  # 7 * 1e6 / (5 * 64).
+  config.train.update(
+    {
+      'critics': 5,
+      'rate': 1e-4,
+      'encoder_steps': 50_000,
+      'encoder_rate': 5e-5,
+    }
+  )
+  config.train.augment = ('flip',)
+  config.train.log_every = 100
+  config.score.update(
+    {
+      'names': ('izi_f', 'ssim', 'residual', 'z_distance'),
+      'maps': ('residual',),
+    }
+  )
+  config.eval.primary = 'izi_f'
+  return config
+
+
+def phantom(config: ConfigDict) -> ConfigDict:
+  """A narrow network for some minutes on two cores."""
+  config = defaults.phantom(_narrow(paper(config)))
+  config.data.resize = 0
+  return config
+
+
+def folder(config: ConfigDict) -> ConfigDict:
+  """Images of a folder at 64 px: some twenty minutes on two cores."""
+  config = _narrow(paper(config))
+  config.train.steps = 2000
+  config.train.encoder_steps = 4000
+  return config
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+  """32 px and a dozen steps, for tests."""
+  config = defaults.tiny(_narrow(paper(config)))
+  config.data.resize = 0
+  config.model.update({'dim': 2, 'z': 4})
+  config.train.update({'batch': 8, 'critics': 2, 'encoder_steps': 6})
+  config.train.steps = 6
+  config.train.log_every = 1
+  return config
+
+
+def _narrow(config: ConfigDict) -> ConfigDict:
+  """What a CPU can train: an eighth of the width, ten times the rates."""
+  config.model.update({'dim': 8, 'z': 32})
+  config.train.update(
+    {
+      'batch': 16,
+      'steps': 300,
+      'rate': 1e-3,
+      'encoder_steps': 600,
+      'encoder_rate': 1e-3,
+      'augment': ('flip', 'rot90'),
+      'log_every': 10,
+    }
+  )
+  return config
+
+
+PRESETS = {
+  'phantom': phantom,
+  'folder': folder,
+  'paper': paper,
+  'tiny': tiny,
+}
