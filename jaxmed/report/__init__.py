@@ -1,8 +1,8 @@
 """The HTML report of a run: one file that opens anywhere, offline.
 
 `write_report` reads a run's folder and nothing else. load.py reads the
-files, summary.py finds the words, sections.py prepares what report.html
-shows, and figures.py, training.py and plot.py draw.
+files, summary.py finds the words, sections.py, facts.py and gallery.py prepare
+what report.html shows, and figures.py, training.py and plot.py draw.
 """
 
 import base64

@@ -7,7 +7,8 @@ from jaxmed.report.images import Pictures
 from jaxmed.report.load import LABELS, Run
 
 SLIDES = 24  # Shown as pictures: the highest and the lowest scored halves.
-SLIDE_SIDE, PANEL_SIDE = 560, 224  # px, of the longer side.
+FEW = 10  # So many slides are shown large.
+LARGE, SMALL, PANEL = 860, 560, 224  # px, of the longer side.
 RANKS = {  # What an example of this rank teaches.
   'highest anomalous': 'Found: anomalous images with the highest scores.',
   'lowest anomalous': 'Missed: anomalous images with the lowest scores.',
@@ -34,7 +35,8 @@ def slide_rows(run: Run, pictures: Pictures) -> dict:
   half = SLIDES // 2
   shown = rows if len(rows) <= SLIDES else rows[:half] + rows[-half:]
   for row in shown:
-    row['pictures'] = _slide_pictures(run, pictures, row['group'])
+    side = LARGE if len(shown) <= FEW else SMALL
+    row['pictures'] = _slide_pictures(run, pictures, row['group'], side)
   return {
     'columns': [title for _, title in columns],
     'rows': rows,
@@ -61,15 +63,16 @@ def _slide(row: dict, columns: list, number: int) -> dict:
   }
 
 
-def _slide_pictures(run: Run, pictures: Pictures, group: str) -> dict:
+def _slide_pictures(
+  run: Run, pictures: Pictures, group: str, side: int
+) -> dict:
+  """The slide, and its heat map, which may have a bar to its right."""
   paths = {
     kind: run.file(f'maps/{group}_{kind}.png')
     for kind in ('thumbnail', 'overlay')
   }
   return {
-    kind: pictures.embed(path, SLIDE_SIDE)
-    for kind, path in paths.items()
-    if path
+    kind: pictures.embed(path, side) for kind, path in paths.items() if path
   }
 
 
@@ -112,7 +115,7 @@ def _example(run: Run, pictures: Pictures, row: dict) -> dict:
       {
         'name': name,
         'alt': f'{name} of {row.get("key", "an image")} ({label})',
-        **pictures.embed(run.file(str(panels[name])), PANEL_SIDE),
+        **pictures.embed(run.file(str(panels[name])), PANEL),
       }
       for name in order
     ],

@@ -67,7 +67,8 @@ def _figure(rows: list[dict], key: str, names: list[str]) -> Figure | None:
   every_y = np.concatenate([y for _, y in series.values()])
   every_x = np.concatenate([x for x, _ in series.values()])
   low, high = float(every_y.min()), float(every_y.max())
-  log = low > 0 and high / low > 50
+  rate = key.endswith(('_per_s', '_percent'))
+  log = low > 0 and high / low > 50 and not rate
   if not log:
     low = min(low, 0.0) if low < 0.5 * high else low
     margin = 0.05 * (high - low)

@@ -4,6 +4,7 @@ A value that is missing, infinite or not a number becomes a dash or its
 reason; 'nan' and 'None' never reach the page.
 """
 
+import datetime
 import math
 from typing import Any
 
@@ -137,6 +138,20 @@ def seconds(value: Any) -> str:
     return f'{minutes} min {rest:02d} s'
   hours, minutes = divmod(minutes, 60)
   return f'{hours} h {minutes:02d} min'
+
+
+def moment(value) -> str:
+  """A time stamp, ISO text or seconds since 1970, to the minute."""
+  seconds = finite(value)
+  try:
+    if seconds is not None:
+      time = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    else:
+      time = datetime.datetime.fromisoformat(value)
+  except (TypeError, ValueError, OverflowError, OSError):
+    return str(value or '')
+  zone = ' UTC' if time.utcoffset() == datetime.timedelta(0) else ''
+  return time.strftime('%Y-%m-%d %H:%M') + zone
 
 
 def text(value: Any) -> str:

@@ -345,7 +345,10 @@ def _slide(rng, sick: bool, side: int) -> tuple:
   heat = heat.clip(0, 1)[..., None]
   hot = np.concatenate([255 * heat, 120 * heat, 80 * (1 - heat)], -1)
   mixed = np.where(tissue[..., None], 0.45 * pixels + 0.55 * hot, pixels)
-  return _image(pixels), _image(mixed)
+  bar = np.full((side, side // 6, 3), 255.0)
+  shade = np.linspace(1, 0, side // 2)[:, None, None] * [255, 120, -80]
+  bar[side // 4 : side // 4 + side // 2, 8 : side // 16] = shade + [0, 0, 80]
+  return _image(pixels), _image(np.concatenate([mixed, bar], 1))
 
 
 def _examples(rng, folder: pathlib.Path, table: dict) -> None:
