@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 
 import grain
+import imagecodecs
 import jax
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -25,7 +26,7 @@ from jaxmed.datasets import images
 from jaxmed.datasets.crew import cores
 from jaxmed.datasets.records import Records
 from jaxmed.method import Batch
-from jaxmed.pipeline.frame import CENTRE, Frame, Place
+from jaxmed.pipeline.frame import CENTRE, Frame, Pixels, Place, decode
 
 HOST_AHEAD = 4  # Batches of pixels; Grain's default is 500.
 DEVICE_AHEAD = 2  # Batches on their way to the device, or there.
@@ -183,16 +184,26 @@ class _Read:
     mask = np.zeros(image.shape[:-1], bool) if self.masks else None
     label = np.where(rows >= 0, self.labels[rows], -1).astype(np.int32)
     for i, encoded in enumerate(self.records.read(rows[:count])):
-      if self.frame.decode_straight(image[i], encoded.image):
-        place = CENTRE
+      pixels, place = self._decode(encoded.image, rows[i]), CENTRE
+      if self.frame.is_fit(pixels):
+        image[i] = pixels
       else:
         place = self._place(block.positions[i]) if self.random else CENTRE
-        name = _Name(self.records, rows[i])
-        self.frame.decode(image[i], encoded.image, name, place)
+        self.frame.fit(image[i], pixels, _Name(self.records, rows[i]), place)
       if self.masks and encoded.mask:
         pixels = images.decode_mask(encoded.mask)
         mask[i] = self.frame.fit_mask(pixels, place)
     return Batch(image, rows, label, mask)
+
+  def _decode(self, encoded: bytes, row: int) -> Pixels:
+    try:
+      return decode(encoded)
+    except (images.ImageError, imagecodecs.Jpeg8Error) as error:
+      name = _Name(self.records, row)
+      raise errors.UserError(
+        f'The image {name} of {self.records.directory} is unreadable: '
+        f'{error}. Remove this folder to prepare it again.'
+      ) from error
 
   def _place(self, position: int) -> Place:
     """Of a crop, by the example's position in the order of all examples."""

@@ -1,8 +1,7 @@
 """Encoded or given images, made to fit: one size, one type, one channel count.
 
 The shorter side becomes data.resize if that is set, then a square of data.size
-is cut, in the middle or where the dice say. A tile that fits already is
-decoded straight into its place in the batch.
+is cut, in the middle or where the dice say.
 """
 
 import dataclasses
@@ -55,30 +54,11 @@ class Frame:
   def shape(self) -> tuple[int, int, int]:
     return self.size, self.size, self.channels
 
-  def decode_straight(self, out: Pixels, encoded: bytes) -> bool:
-    """Whether this is a JPEG of the very size and type, and now decoded."""
-    if encoded[:2] != JPEG or self.dtype is not np.uint8:
-      return False
+  def is_fit(self, pixels: Pixels) -> bool:
+    """Whether nothing is left to do, as with most tiles."""
     if self.resize not in (0, self.size):
       return False
-    try:
-      # The codec refuses an `out` that is not exactly what the file holds.
-      imagecodecs.jpeg8_decode(encoded, out=out)
-    except (ValueError, imagecodecs.Jpeg8Error):
-      return False
-    return True
-
-  def decode(
-    self, out: Pixels, encoded: bytes, name: object, place: Place = CENTRE
-  ) -> None:
-    """Decodes an image, cuts `place` of it, and writes it into `out`."""
-    try:
-      pixels = images.decode(encoded)
-    except images.ImageError as error:
-      raise errors.UserError(
-        f'The image {name} is unreadable: {error}.'
-      ) from error
-    self.fit(out, pixels, name, place)
+    return pixels.shape == self.shape and pixels.dtype == self.dtype
 
   def fit(
     self, out: Pixels, pixels: Pixels, name: object, place: Place = CENTRE
@@ -109,6 +89,19 @@ class Frame:
       shares = _resize(mask[..., None].astype(np.uint8) * 255, self.resize)
       mask = shares[..., 0] >= 128
     return _crop(mask, self.size, place)
+
+
+def decode(encoded: bytes) -> Pixels:
+  """The pixels of a record, which was checked when it was written.
+
+  Not into its place in the batch: there, aligned, libjpeg-turbo goes around
+  the cache, and a small image takes half as long again.
+  """
+  if encoded[:2] == JPEG:
+    pixels = imagecodecs.jpeg8_decode(encoded)
+    if pixels.ndim == 3 and pixels.shape[-1] == 3:
+      return pixels
+  return images.decode(encoded)
 
 
 def read_batch(

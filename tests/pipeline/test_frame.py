@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from jaxmed.datasets import images
 from jaxmed.errors import UserError
 from jaxmed.pipeline import read_batch
-from jaxmed.pipeline.frame import CENTRE, Frame
+from jaxmed.pipeline.frame import CENTRE, Frame, decode
 from tests.datasets.pictures import jpeg, picture
 
 
@@ -20,12 +21,11 @@ def _fit(pixels, **frame):
   return out
 
 
-def test_a_jpeg_that_fits_is_decoded_straight_to_the_same_pixels():
-  encoded, frame = jpeg(3), Frame(size=16)
-  straight, around = np.zeros((2, *frame.shape), np.uint8)
-  assert frame.decode_straight(straight, encoded)
-  frame.decode(around, encoded, 'an image')
-  np.testing.assert_array_equal(straight, around)
+def test_a_jpeg_of_the_right_size_needs_nothing_more():
+  pixels = decode(jpeg(3))
+  assert Frame(size=16).is_fit(pixels)
+  np.testing.assert_array_equal(_fit(pixels, size=16), pixels)
+  np.testing.assert_array_equal(images.decode(jpeg(3)), pixels)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,15 @@ def test_a_jpeg_that_fits_is_decoded_straight_to_the_same_pixels():
     (jpeg(3), Frame(16, channels=1)),
     (jpeg(3), Frame(16, dtype=np.uint16)),
     (jpeg(3), Frame(16, resize=20)),
-    (imagecodecs.png_encode(picture(3)), Frame(16)),
+    (imagecodecs.png_encode(picture(3, channels=1)), Frame(16)),
     (imagecodecs.jpeg8_encode(picture(3)[..., 0].copy()), Frame(16)),
   ],
 )
-def test_what_does_not_fit_goes_the_long_way(encoded, frame):
+def test_what_does_not_fit_is_made_to(encoded, frame):
+  pixels = decode(encoded)
+  assert not frame.is_fit(pixels)
   out = np.zeros(frame.shape, frame.dtype)
-  assert not frame.decode_straight(out, encoded)
-  frame.decode(out, encoded, 'an image')
+  frame.fit(out, pixels, 'an image')
   assert out.std() > 10
 
 
