@@ -65,6 +65,8 @@ def train(
     },
     weights=weights,
   )
+  if distributed.is_first():
+    workdir.carry_failures(folder, data)
   _, state, rates = run.run(
     method,
     _opener(records, cohorts, rows, config),
@@ -90,7 +92,7 @@ def train(
   )
   if distributed.is_first():
     workdir.write_json(folder / 'info.json', dataclasses.asdict(info))
-  ocp.save_pytree(folder / 'final', state.replace(opt={}, frozen={}))
+  ocp.save(folder / 'final', state.replace(opt={}, frozen={}))
 
 
 def _opener(

@@ -80,9 +80,7 @@ class Run:
     )
     place = sharding.place(mesh, self.method.sharding)
     end = loop.plan(self.method, place, given)[-1][0]
-    state = ocp.load_pytree(
-      self.folder / 'final', end.replace(opt={}, frozen={})
-    )
+    state = ocp.load(self.folder / 'final', end.replace(opt={}, frozen={}))
     self._state = state.replace(frozen=given.frozen)
     self.batch = self.config.score.batch
     self.rows_sharding = sharding.batch_sharding(mesh, self.batch)

@@ -15,7 +15,7 @@ from jaxmed.errors import UserError
 from jaxmed.pipeline import read_batch
 from jaxmed.progress import Progress, progress
 from jaxmed.score import Run
-from jaxmed.score_slides import score_slide
+from jaxmed.score_slides import THUMBNAIL, overlay, score_slide
 from jaxmed.slides import heatmap
 from jaxmed.slides.reader import open_slide
 
@@ -82,19 +82,13 @@ def _slide(run: Run, file: pathlib.Path, mpp: float | None, path) -> dict:
     bar = Progress(int(tiles), file.name, 'tiles')
     found = score_slide(run, slide, bar)
     bar.close()
-    picture = slide.thumbnail(900)
+    picture = slide.thumbnail(THUMBNAIL)
   values = {k: np.array([v]) for k, v in found.scores.items()}
   calibrated = {k: float(run.calibrate(k, v)[0]) for k, v in values.items()}
-  name, known = run.primary, run.calibration[run.primary]
   if not found.reason:
-    low, high = known['value'][50], found.scores[name]
-    heatmap.write_png(
-      path,
-      heatmap.draw_overlay(
-        picture, found.maps[name], low, max(high, low + 1e-6), []
-      ),
-    )
-  above = found.scores[name] > known['threshold']
+    heatmap.save_overlay(path, overlay(run, found, picture))
+  threshold = run.calibration[run.primary]['threshold']
+  above = found.scores[run.primary] > threshold
   row = _row(file, found.scores, calibrated, bool(above))
   return row | {
     'tiles': found.tiles,

@@ -6,22 +6,23 @@ scoring, and what stays is one number a tile.
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from jaxmed import workdir
 from jaxmed.datasets.records import Records
 from jaxmed.progress import Progress
 from jaxmed.score import Run
-from jaxmed.slides import annotations, heatmap
+from jaxmed.slides import heatmap
+from jaxmed.slides.annotations import Polygon, read_xml
 from jaxmed.slides.grid import Grid, coverage, tile_grid
 from jaxmed.slides.reader import Slide, TileError, open_slide
 from jaxmed.slides.tissue import tissue_mask
@@ -42,6 +43,7 @@ class SlideFound:
     failures: of tiles that could not be read: level, x, y and the error.
     reason: why the slide has no score, or ''.
     grid: where the tiles lie.
+    size: (width, height) of level 0.
     mpp: micrometres per pixel of level 0.
   """
 
@@ -51,6 +53,7 @@ class SlideFound:
   failures: list[dict]
   reason: str
   grid: Grid
+  size: tuple[int, int]
   mpp: float
 
 
@@ -79,7 +82,14 @@ def score_slide(
     for name, values in maps.items()
   }
   return SlideFound(
-    maps, scores, len(places), failures, reason, grid, slide.mpp
+    maps,
+    scores,
+    len(places),
+    failures,
+    reason,
+    grid,
+    slide.size,
+    slide.mpp,
   )
 
 
@@ -164,6 +174,31 @@ def _reason(tiles: int, failed: int, most: float) -> str:
   return ''
 
 
+def overlay(
+  run: Run,
+  found: SlideFound,
+  thumbnail: np.ndarray,
+  polygons: Sequence[Polygon] = (),
+  highest: float | None = None,
+) -> Image.Image:
+  """The primary score's map over a slide, from the median normal up."""
+  name = run.primary
+  known = run.calibration[name]
+  low = known['value'][len(known['value']) // 2]
+  if highest is None:
+    highest = float(np.nanmax(found.maps[name], initial=low))
+  return heatmap.draw_overlay(
+    thumbnail,
+    heatmap.ScoreMap(found.maps[name], found.grid, found.size),
+    label=name,
+    polygons=polygons,
+    tissue=np.isfinite(found.maps[name]),
+    threshold=known['threshold'],
+    limits=(low, max(highest, low + 1e-6)),
+    mpp=found.mpp,
+  )
+
+
 def _save(folder, facts: dict, found: SlideFound, picture: np.ndarray) -> None:
   """The map, the thumbnail, and last the facts, which say it is done."""
   group = facts['group']
@@ -172,37 +207,34 @@ def _save(folder, facts: dict, found: SlideFound, picture: np.ndarray) -> None:
     **found.maps,
     stride=found.grid.stride,
     tile=found.grid.tile,
+    size=found.size,
     mpp=found.mpp,
   )
-  heatmap.write_png(folder / f'{group}_thumbnail.png', picture)
-  scores = {
-    name: value if np.isfinite(value) else None
-    for name, value in found.scores.items()
-  }
-  means = {
-    name: None if found.reason else float(np.nanmean(values))
-    for name, values in found.maps.items()
-  }
-  row = {k: facts[k] for k in ('group', 'path', 'label', 'annotation')}
-  workdir.write_json(
-    folder / f'{group}.json',
-    row
-    | {
-      'tiles': found.tiles,
-      'failures': found.failures,
-      'reason': found.reason,
-      'scores': scores,
-      'means': means,
-    },
+  heatmap.save_overlay(
+    folder / f'{group}_thumbnail.png', Image.fromarray(picture)
   )
+  scores, means = {}, {}
+  for name, values in found.maps.items():
+    scores[name] = None if found.reason else found.scores[name]
+    means[name] = None if found.reason else float(np.nanmean(values))
+  kept = {k: facts[k] for k in ('group', 'path', 'label', 'annotation')}
+  about = {
+    'tiles': found.tiles,
+    'failures': found.failures,
+    'reason': found.reason,
+    'scores': scores,
+    'means': means,
+  }
+  workdir.write_json(folder / f'{group}.json', kept | about)
 
 
 def _merge(run: Run, records: Records, slides: list[dict]) -> None:
   """slides.parquet, failures.jsonl, and an overlay of each slide."""
+  if not slides:
+    return
   folder = run.folder / 'maps'
   done = [workdir.read_json(folder / f'{s["group"]}.json') for s in slides]
   columns = collections.defaultdict(list)
-  lines = []
   for one in done:
     for name in ('group', 'path', 'label', 'tiles', 'reason'):
       columns[name].append(one[name])
@@ -210,41 +242,48 @@ def _merge(run: Run, records: Records, slides: list[dict]) -> None:
     for name in run.names:
       columns[f'score.{name}'].append(one['scores'][name])
       columns[f'mean.{name}'].append(one['means'][name])
-    lines += [
-      {'stage': 'score slides', 'item': one['path']} | f
-      for f in one['failures']
-    ]
-  (run.folder / 'failures.jsonl').write_text(
-    ''.join(json.dumps(line) + '\n' for line in lines)
-  )
+  lost = [
+    {'stage': 'score slides', 'item': one['path']} | failure
+    for one in done
+    for failure in one['failures']
+  ]
+  workdir.note_failures(run.folder, 'score slides', lost)
   _draw(run, records, done)
-  if done:
-    workdir.write_table(run.folder / 'slides.parquet', pa.table(dict(columns)))
+  workdir.write_table(run.folder / 'slides.parquet', pa.table(dict(columns)))
 
 
 def _draw(run: Run, records: Records, done: list[dict]) -> None:
   """Overlays of the primary score, all in the same colours."""
-  folder, name = run.folder / 'maps', run.primary
-  maps = {one['group']: np.load(folder / f'{one["group"]}.npz') for one in done}
-  values = [m[name][np.isfinite(m[name])] for m in maps.values()]
-  if not values or not sum(map(len, values)):
+  folder = run.folder / 'maps'
+  maps = {one['group']: _load(run, folder, one) for one in done}
+  values = [m.maps[run.primary] for m in maps.values()]
+  known = [v[np.isfinite(v)] for v in values]
+  if not sum(map(len, known)):
     return
-  known = run.calibration[name]
-  low = known['value'][50]  # The median of validation normals.
-  high = max(float(np.quantile(np.concatenate(values), 0.995)), low + 1e-6)
+  highest = float(np.quantile(np.concatenate(known), 0.995))
   for one in done:
-    found = maps[one['group']]
-    path = pathlib.Path(one['annotation'])
-    outlines = []
+    group, polygons = one['group'], []
     if one['annotation']:
-      outlines = annotations.read_xml(records.directory / path)
-    heatmap.write_png(
-      folder / f'{one["group"]}_overlay.png',
-      heatmap.draw_overlay(
-        heatmap.read_png(folder / f'{one["group"]}_thumbnail.png'),
-        found[name],
-        low,
-        high,
-        outlines,
-      ),
-    )
+      polygons = read_xml(records.directory / one['annotation'])
+    with Image.open(folder / f'{group}_thumbnail.png') as image:
+      thumbnail = np.asarray(image)
+    drawn = overlay(run, maps[group], thumbnail, polygons, highest)
+    heatmap.save_overlay(folder / f'{group}_overlay.png', drawn)
+
+
+def _load(run: Run, folder: pathlib.Path, facts: dict) -> SlideFound:
+  """What `_save` has saved."""
+  with np.load(folder / f'{facts["group"]}.npz') as saved:
+    maps = {name: saved[name] for name in run.names}
+    tile, stride, mpp = int(saved['tile']), int(saved['stride']), saved['mpp']
+    size = tuple(saved['size'].tolist())
+  return SlideFound(
+    maps,
+    facts['scores'],
+    facts['tiles'],
+    facts['failures'],
+    facts['reason'],
+    tile_grid(size, tile, stride),
+    size,
+    float(mpp),
+  )

@@ -144,3 +144,24 @@ def write_table(path: pathlib.Path, table: pa.Table) -> None:
   partial = path.with_name(f'.{path.name}.partial')
   pq.write_table(table, partial)
   os.replace(partial, path)
+
+
+def note_failures(folder: pathlib.Path, stage: str, lost: list[dict]) -> None:
+  """Adds a stage's failures, in place of what it said before."""
+  path = folder / 'failures.jsonl'
+  others = [x for x in _lines(path) if x['stage'] != stage]
+  lines = [json.dumps(x) + '\n' for x in [*others, *lost]]
+  partial = path.with_name(f'.{path.name}.partial')
+  partial.write_text(''.join(lines))
+  os.replace(partial, path)
+
+
+def carry_failures(folder: pathlib.Path, data: pathlib.Path) -> None:
+  """Takes over what could not be read when the data was prepared."""
+  if lost := _lines(data / 'failures.jsonl'):
+    note_failures(folder, 'prepare', lost)
+
+
+def _lines(path: pathlib.Path) -> list[dict]:
+  text = path.read_text() if path.exists() else ''
+  return [json.loads(line) for line in text.splitlines()]

@@ -1,11 +1,12 @@
 """Tiny runs of every config, trained once for all the tests that look."""
 
+import contextlib
 import pathlib
 
 import jax
 import pytest
 
-from jaxmed import command, learn
+from jaxmed import command, learn, workdir
 from jaxmed.datasets import write
 from jaxmed.methods import names
 from jaxmed.provenance import Provenance
@@ -41,12 +42,10 @@ def learned(tmp_path_factory):
 
 def train(config, folder, devices=8, stop=lambda at: False) -> pathlib.Path:
   """Trains in `folder`, or until `stop`."""
-  from jaxmed import workdir
-
   if not (folder / 'config.json').exists():
     workdir.settle(folder, config, fresh=False)
   data = write.prepare(config.data, progress=False)
-  try:
+  with contextlib.suppress(Stopped):
     learn.train(
       config,
       folder,
@@ -55,8 +54,6 @@ def train(config, folder, devices=8, stop=lambda at: False) -> pathlib.Path:
       jax.devices()[:devices],
       stop,
     )
-  except Stopped:
-    pass
   return folder
 
 

@@ -13,7 +13,7 @@ from tests.contract.conftest import config_of, train
 
 
 def _final(folder):
-  return ocp.load_pytree(folder / 'final')
+  return ocp.load(folder / 'final')
 
 
 def _images(run, count, seed=0):
