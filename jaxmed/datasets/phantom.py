@@ -25,7 +25,7 @@ from jaxmed.datasets.shards import Example, Failure, Shard
 from jaxmed.slides import annotations, reader
 
 NAME = 'phantom'
-VERSION = '1.0.0'
+VERSION = '1.0.1'
 DESCRIPTION = (
   'Drawn slides of lymphatic tissue in the manner of haematoxylin and eosin: '
   'healthy ones of two scanners, and ones with lesions for testing.'

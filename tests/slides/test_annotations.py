@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+from skimage import draw
+
+from jaxmed.slides import annotations
+from jaxmed.slides.annotations import Polygon
+
+
+def _ring(*points, group='Tumor'):
+  return Polygon(np.array(points, float), group)
+
+
+SQUARE = _ring((10, 10), (50, 10), (50, 40), (10, 40))
+
+
+def test_a_square_has_its_area():
+  mask = annotations.rasterise([SQUARE], 60, 50)
+  assert mask[10:40, 10:50].all() and mask.sum() == 30 * 40
+
+
+def test_any_ring_equals_a_reference():
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    ring = Polygon(rng.uniform(-20, 120, (9, 2)))  # Crosses itself.
+    mask = annotations.rasterise([ring], 100, 90)
+    grid = np.stack(np.mgrid[0:90, 0:100], -1).reshape(-1, 2) + 0.5
+    expected = _even_odd(ring.points, grid).reshape(90, 100)
+    assert (mask == expected).all()
+    x, y = ring.points.T
+    assert (
+      mask != draw.polygon2mask((90, 100), np.stack([y, x], 1) - 0.5)
+    ).mean() < 0.02
+
+
+def _even_odd(points, places):
+  """One ray at a time, as the rule is told."""
+  y, x = places.T
+  inside = np.zeros(len(places), bool)
+  for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, 0), strict=True):
+    crosses = (y0 <= y) != (y1 <= y)
+    inside ^= crosses & (x >= x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+  return inside
+
+
+def test_rings_unite_and_holes_take_away_whatever_their_order():
+  hole = _ring((20, 20), (30, 20), (30, 30), (20, 30), group='Exclusion')
+  again = _ring((15, 15), (45, 15), (45, 35), (15, 35), group='_0')
+  mask = annotations.rasterise([hole, SQUARE, again], 60, 50)
+  assert mask.sum() == 30 * 40 - 100
+  assert not mask[20:30, 20:30].any()
+
+
+def test_windows_and_levels():
+  whole = annotations.rasterise([SQUARE], 64, 64)
+  part = annotations.rasterise([SQUARE], 20, 16, x=40, y=30)
+  assert (part == whole[30:46, 40:60]).all()
+  half = annotations.rasterise([SQUARE], 32, 32, downsample=2)
+  assert half.sum() == 15 * 20
+  mask = annotations.lesion_mask([SQUARE], (61, 51), 4)
+  assert mask.pixels.shape == (13, 16) and mask.size == (61, 51)
+  assert not annotations.rasterise([SQUARE], 9, 9, x=1000).any()
+
+
+def test_chunks_change_nothing(monkeypatch):
+  rng = np.random.default_rng(1)
+  ring = Polygon(rng.uniform(0, 200, (300, 2)))
+  once = annotations.rasterise([ring], 200, 200)
+  monkeypatch.setattr(annotations, 'CHUNK', 64)
+  assert (annotations.rasterise([ring], 200, 200) == once).all()
+
+
+def test_xml_there_and_back(tmp_path):
+  path = tmp_path / 'a.xml'
+  hole = _ring((20, 20), (30.25, 20), (25, 30.5), group='_2')
+  annotations.write_xml(path, [SQUARE, hole])
+  one, two = annotations.read_xml(path)
+  np.testing.assert_array_equal(one.points, SQUARE.points)
+  np.testing.assert_array_equal(two.points, hole.points)
+  assert two.hole and not one.hole
+  assert [p.name for p in tmp_path.iterdir()] == ['a.xml']
+
+
+@pytest.mark.parametrize(
+  'text, said',
+  [
+    ('', 'no annotation in ASAP'),
+    ('<Other/>', 'begins with <Other>'),
+    ('<ASAP_Annotations><Annotation', 'no annotation in ASAP'),
+    (
+      '<!DOCTYPE a [<!ENTITY b "c">]><ASAP_Annotations>&b;</ASAP_Annotations>',
+      'no annotation in ASAP',
+    ),
+    (
+      '<ASAP_Annotations><Annotation Name="n"><Coordinate Order="0" X="1"/>'
+      '</Annotation></ASAP_Annotations>',
+      'without a number',
+    ),
+    (
+      '<ASAP_Annotations><Annotation Name="n"><Coordinate Order="z" X="1" '
+      'Y="2"/></Annotation></ASAP_Annotations>',
+      'without a number',
+    ),
+    (
+      '<ASAP_Annotations><Annotation Name="n"><Coordinate Order="0" X="1" '
+      'Y="nan"/></Annotation></ASAP_Annotations>',
+      'not finite',
+    ),
+  ],
+)
+def test_xml_that_cannot_be_understood(tmp_path, text, said):
+  path = tmp_path / 'a.xml'
+  path.write_text(text)
+  with pytest.raises(annotations.AnnotationError, match=said):
+    annotations.read_xml(path)
+
+
+def test_no_xml(tmp_path):
+  with pytest.raises(annotations.AnnotationError, match='no annotation at'):
+    annotations.read_xml(tmp_path / 'absent.xml')
+
+
+def test_coordinates_are_taken_in_their_order(tmp_path):
+  path = tmp_path / 'a.xml'
+  corners = ''.join(
+    f'<Coordinate Order="{order}" X="{x}" Y="0"/>'
+    for order, x in ((10, 3), (2, 2), (1, 1))
+  )
+  path.write_text(
+    '<ASAP_Annotations><Annotation PartOfGroup="Tumor">'
+    f'<Coordinates>{corners}</Coordinates></Annotation></ASAP_Annotations>'
+  )
+  assert annotations.read_xml(path)[0].points[:, 0].tolist() == [1, 2, 3]
+
+
+def test_outlines_enclose_what_they_were_drawn_around():
+  y, x = np.mgrid[0:80, 0:100]
+  level = 25.0 - np.hypot(y - 40, x - 30)
+  level = np.where(np.hypot(y - 40, x - 30) < 8, -5.0, level)
+  level = np.maximum(level, 30.0 - np.hypot(y - 30, x - 99))  # At the border.
+  rings = annotations.outlines(level, 2.0)
+  assert sorted(ring.hole for ring in rings) == [False, False, True]
+  mask = annotations.rasterise(rings, 100, 80, downsample=2)
+  assert (mask != (level > 0)).mean() < 0.01
