@@ -14,7 +14,7 @@ image, which training and scoring call, takes them about the image's mean in
 strips that stay in the cache (docs/log.md has the variants and their times).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -56,7 +56,8 @@ def ssim(
   height, width, channels = x.shape[1:]
   window = _window(sigma)
   border = len(window) - 1
-  (x, centre_x), (y, centre_y) = _centred(x), _centred(y)
+  centre_x, centre_y = _centre(x), _centre(y)
+  x, y = _rows(x), _rows(y)
   rows = min(STRIP, -(-(height - border) // 2))
   strips = -(-(height - border) // rows)
 
@@ -65,14 +66,14 @@ def ssim(
     # one before has no weight.
     start = jnp.minimum(index * rows, height - border - rows)
     new = start + jnp.arange(rows) >= index * rows
-    part = [
-      jax.lax.dynamic_slice_in_dim(image, start, rows + border, axis=1)
-      for image in (x, y)
-    ]
-    mean_x, mean_y, power, product = _filtered(*part, window, channels)
+    part_x, part_y = _kept(
+      jax.lax.dynamic_slice_in_dim(image, start, rows + border, axis=1) - centre
+      for image, centre in ((x, centre_x), (y, centre_y))
+    )
+    mean_x, mean_y, power, product = _filtered(part_x, part_y, window, channels)
     values = _ssim(
-      mean_x + centre_x,
-      mean_y + centre_y,
+      mean_x + centre_x[:, :, : mean_x.shape[2]],
+      mean_y + centre_y[:, :, : mean_y.shape[2]],
       jnp.maximum(power - mean_x**2 - mean_y**2, 0),
       product - mean_x * mean_y,
       data_range,
@@ -253,11 +254,26 @@ def _inner(x: Image, sigma: float, border: str) -> int:
   return x.shape[2] - (len(_window(sigma)) - 1) * (border == 'valid')
 
 
-def _centred(x: Image) -> tuple[Rows, Float[Array, 'b 1 wc']]:
-  """Rows with channels inside, less the image's mean; and that mean."""
-  rows = x.reshape(*x.shape[:2], -1)
-  mean = jax.lax.stop_gradient(x.mean(axis=(1, 2, 3))[:, None, None])
-  return rows - mean, mean
+def _rows(x: Image) -> Rows:
+  """Channels inside the rows, so that a shift is a contiguous slice."""
+  return x.reshape(*x.shape[:2], -1)
+
+
+def _centre(x: Image) -> Float[Array, 'b 1 wc']:
+  """The mean of each channel, laid out as a row."""
+  mean = jax.lax.stop_gradient(x.mean(axis=(1, 2)))
+  return jnp.tile(mean, x.shape[2])[:, None]
+
+
+def _kept(parts: Iterable[Rows]) -> list[Rows]:
+  """Makes XLA compute the parts once, before anything that uses them.
+
+  Else it fuses a first pass into each of the eleven taps of the second. On
+  CPU the barrier alone does not hold, nor does the concatenation alone.
+  """
+  parts = list(parts)
+  whole = jax.lax.optimization_barrier(jnp.concatenate(parts))
+  return jnp.split(whole, len(parts))
 
 
 def _filtered(x: Rows, y: Rows, window, channels: int) -> list[Rows]:
@@ -281,7 +297,7 @@ def _filtered(x: Rows, y: Rows, window, channels: int) -> list[Rows]:
 def _moments(x: Image, y: Image, window: Sequence[float]) -> Moments:
   """The moments, every one about the middle pixel of its own window."""
   middle, channels = len(window) // 2, x.shape[3]
-  x, y = (image.reshape(*image.shape[:2], -1) for image in (x, y))
+  x, y = _rows(x), _rows(y)
   height = x.shape[1] - len(window) + 1
   width = x.shape[2] - (len(window) - 1) * channels
 
@@ -295,15 +311,20 @@ def _moments(x: Image, y: Image, window: Sequence[float]) -> Moments:
   def offset(image, k):  # Of the middle column, less the middle row.
     return down(image, k) - down(image, middle)
 
-  first_x = _sum(window, lambda k: across(x, k))
-  first_y = _sum(window, lambda k: across(y, k))
-  second_x = _sum(window, lambda k: across(x, k) ** 2)
-  second_y = _sum(window, lambda k: across(y, k) ** 2)
-  second_xy = _sum(window, lambda k: across(x, k) * across(y, k))
-  x, y = (_tap(image, middle, 2, channels, width) for image in (x, y))
-
-  shift_x = _sum(window, lambda k: down(first_x, k) + offset(x, k))
-  shift_y = _sum(window, lambda k: down(first_y, k) + offset(y, k))
+  first_x, first_y, second_x, second_y, second_xy = _kept(
+    _sum(window, term)
+    for term in (
+      lambda k: across(x, k),
+      lambda k: across(y, k),
+      lambda k: across(x, k) ** 2,
+      lambda k: across(y, k) ** 2,
+      lambda k: across(x, k) * across(y, k),
+    )
+  )
+  middle_x = _tap(x, middle, 2, channels, width)
+  middle_y = _tap(y, middle, 2, channels, width)
+  shift_x = _sum(window, lambda k: down(first_x, k) + offset(middle_x, k))
+  shift_y = _sum(window, lambda k: down(first_y, k) + offset(middle_y, k))
 
   def variance(image, first, second, shift):
     about = _sum(
@@ -319,16 +340,16 @@ def _moments(x: Image, y: Image, window: Sequence[float]) -> Moments:
     window,
     lambda k: (
       down(second_xy, k)
-      + offset(x, k) * down(first_y, k)
-      + offset(y, k) * down(first_x, k)
-      + offset(x, k) * offset(y, k)
+      + offset(middle_x, k) * down(first_y, k)
+      + offset(middle_y, k) * down(first_x, k)
+      + offset(middle_x, k) * offset(middle_y, k)
     ),
   )
   return Moments(
-    down(x, middle) + shift_x,
-    down(y, middle) + shift_y,
-    variance(x, first_x, second_x, shift_x),
-    variance(y, first_y, second_y, shift_y),
+    down(middle_x, middle) + shift_x,
+    down(middle_y, middle) + shift_y,
+    variance(middle_x, first_x, second_x, shift_x),
+    variance(middle_y, first_y, second_y, shift_y),
     covariance - shift_x * shift_y,
   )
 
