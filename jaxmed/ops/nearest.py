@@ -136,6 +136,7 @@ def coreset(
   No point is picked twice, and none that is not valid; among equals the first
   is picked. The caller sees to it that `count` valid points exist.
   """
+  points, valid = jnp.asarray(points), jnp.asarray(valid)
   squares = _squares(points)
   index = jnp.arange(valid.size, dtype=jnp.int32).reshape(valid.shape)
   if starts is None:
