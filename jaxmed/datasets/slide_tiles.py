@@ -28,7 +28,12 @@ def tile_slide(
   pixels; its mask says which. `columns` holds what is true of the whole slide.
   """
   tiles = grid.tile_grid(slide.size, size)
-  covered = grid.coverage(tissue.tissue_mask(slide), tiles)
+  try:
+    mask = tissue.tissue_mask(slide)
+  except reader.TileError as error:  # Without its tissue no tile is chosen.
+    yield _failure(columns['group'], error)
+    return
+  covered = grid.coverage(mask, tiles)
   near = _near_lesion(slide, polygons, tiles)
   for row, column in np.argwhere(covered >= least_tissue).tolist():
     x, y = int(tiles.x[column]), int(tiles.y[row])
@@ -36,7 +41,7 @@ def tile_slide(
     try:
       pixels = slide.read(x, y, size, size)
     except reader.TileError as error:
-      yield Failure(key, error.reason, error.level, x, y)
+      yield _failure(key, error)
       continue
     mask, lesion = b'', 0.0
     if near[row, column]:
@@ -56,6 +61,10 @@ def tile_slide(
       'lesion': lesion,
       'kind': 'lesion' if lesion else '',
     }
+
+
+def _failure(item: str, error: reader.TileError) -> Failure:
+  return Failure(item, error.reason, error.level, error.x, error.y)
 
 
 def read_outlines(path: pathlib.Path | None) -> list[annotations.Polygon]:

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import openslide
 import pytest
+import tifffile
 from ml_collections import ConfigDict
 from PIL import Image
 from scipy import ndimage
@@ -15,7 +16,13 @@ from sklearn.metrics import roc_auc_score
 
 from jaxmed import errors
 from jaxmed.configs import defaults
-from jaxmed.datasets import phantom, phantom_scanner, phantom_tissue
+from jaxmed.datasets import (
+  phantom,
+  phantom_scanner,
+  phantom_tissue,
+  slide_tiles,
+)
+from jaxmed.datasets.shards import Failure
 from jaxmed.slides import annotations, grid, reader, tissue
 
 
@@ -116,6 +123,33 @@ def test_the_tiny_preset_has_enough_of_everything(tiny):
     assert not any(one['label'] for one in examples[name])
   assert count('test_001_A', lambda one: one['lesion'] >= 0.8) >= 16
   assert count('test_001_A', lambda one: one['label'] == 0) >= 16
+
+
+@pytest.mark.parametrize('level', [0, 1])
+def test_tiles_that_cannot_be_read_are_failures(tiny, tmp_path, level):
+  directory, examples = tiny
+  content = bytearray((directory / 'slides/train_000_A.tif').read_bytes())
+  path = tmp_path / 'damaged.tif'
+  path.write_bytes(content)
+  with tifffile.TiffFile(path) as tiff:
+    page = tiff.pages[level]
+    start, count = page.dataoffsets[0], page.databytecounts[0]
+  content[start : start + count] = bytes(count)
+  path.write_bytes(content)
+  with reader.open_slide(path) as slide:
+    found = list(
+      slide_tiles.tile_slide(slide, [], 32, 0.1, {'group': 'g', 'domain': 'A'})
+    )
+  failed = [one for one in found if isinstance(one, Failure)]
+  if level == 1:  # Where the tissue is looked for: the slide can't be tiled.
+    assert found == failed and failed[0].item == 'g' and failed[0].level == 1
+    return
+  places = {one['key'].split('/')[1]: one for one in examples['train_000_A']}
+  lost = [one for one in places.values() if max(one['x'], one['y']) < 256]
+  assert len(failed) == len(lost) > 10
+  assert all(one.error and one.level == 0 for one in failed)
+  assert {one.item.split('/')[1] for one in failed} < set(places)
+  assert len(found) == len(places)
 
 
 @functools.cache
