@@ -8,7 +8,6 @@ of hosts.
 
 import dataclasses
 import functools
-import math
 import time
 import weakref
 import zlib
@@ -26,12 +25,19 @@ from jaxmed.datasets import images
 from jaxmed.datasets.crew import cores
 from jaxmed.datasets.records import Records
 from jaxmed.method import Batch
-from jaxmed.pipeline.frame import CENTRE, Frame, Pixels, Place, decode
+from jaxmed.pipeline.frame import (
+  CENTRE,
+  Frame,
+  Pixels,
+  Place,
+  aligned,
+  decode,
+  scratch,
+)
 
 HOST_AHEAD = 4  # Batches of pixels; Grain's default is 500.
 DEVICE_AHEAD = 2  # Batches on their way to the device, or there.
 MOST_THREADS = 16
-ALIGNMENT = 64  # Bytes.
 
 
 class Cohort(Iterator[Batch]):
@@ -179,12 +185,13 @@ class _Read:
 
   def __call__(self, block: _Block) -> Batch:
     rows, count = block.rows, int((block.rows >= 0).sum())  # Padding is last.
-    image = _aligned((len(rows), *self.frame.shape), self.frame.dtype)
+    image = aligned((len(rows), *self.frame.shape), self.frame.dtype)
     image[count:] = 0
+    beside = scratch(self.frame.shape, self.frame.dtype)
     mask = np.zeros(image.shape[:-1], bool) if self.masks else None
     label = np.where(rows >= 0, self.labels[rows], -1).astype(np.int32)
     for i, encoded in enumerate(self.records.read(rows[:count])):
-      pixels, place = self._decode(encoded.image, rows[i]), CENTRE
+      pixels, place = self._decode(encoded.image, beside, rows[i]), CENTRE
       if self.frame.is_fit(pixels):
         image[i] = pixels
       else:
@@ -195,9 +202,9 @@ class _Read:
         mask[i] = self.frame.fit_mask(pixels, place)
     return Batch(image, rows, label, mask)
 
-  def _decode(self, encoded: bytes, row: int) -> Pixels:
+  def _decode(self, encoded: bytes, beside: Pixels, row: int) -> Pixels:
     try:
-      return decode(encoded)
+      return decode(encoded, beside)
     except (images.ImageError, imagecodecs.Jpeg8Error) as error:
       name = _Name(self.records, row)
       raise errors.UserError(
@@ -231,14 +238,6 @@ class _ToDevices:
       return jax.device_put(host, self.sharding)
     make = jax.make_array_from_process_local_data
     return jax.tree.map(lambda x: make(self.sharding, x), host)
-
-
-def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-  """Memory that a CPU device takes over without a copy."""
-  size = math.prod(shape) * np.dtype(dtype).itemsize
-  memory = np.empty(size + ALIGNMENT, np.uint8)
-  start = -memory.ctypes.data % ALIGNMENT
-  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _block(sharding, batch: int) -> tuple[int, int]:

@@ -4,7 +4,9 @@ The shorter side becomes data.resize if that is set, then a square of data.size
 is cut, in the middle or where the dice say.
 """
 
+import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 
@@ -23,6 +25,7 @@ Stack = UInt8[Array, 'b h w c'] | UInt16[Array, 'b h w c']
 Place = tuple[float, float]  # Of a crop, down and right, each in [0, 1).
 CENTRE = (0.5, 0.5)
 JPEG = b'\xff\xd8'
+ALIGNMENT = 64  # Bytes.
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601.
 
 
@@ -91,17 +94,37 @@ class Frame:
     return _crop(mask, self.size, place)
 
 
-def decode(encoded: bytes) -> Pixels:
+def decode(encoded: bytes, scratch: Pixels | None = None) -> Pixels:
   """The pixels of a record, which was checked when it was written.
 
-  Not into its place in the batch: there, aligned, libjpeg-turbo goes around
-  the cache, and a small image takes half as long again.
+  They are in `scratch` if that has their very shape and type.
   """
-  if encoded[:2] == JPEG:
-    pixels = imagecodecs.jpeg8_decode(encoded)
-    if pixels.ndim == 3 and pixels.shape[-1] == 3:
-      return pixels
-  return images.decode(encoded)
+  if encoded[:2] != JPEG:
+    return images.decode(encoded)
+  if scratch is not None:
+    with contextlib.suppress(ValueError):  # The codec wants the exact shape.
+      return imagecodecs.jpeg8_decode(encoded, out=scratch)
+  pixels = imagecodecs.jpeg8_decode(encoded)
+  is_colour = pixels.ndim == 3 and pixels.shape[-1] == 3
+  return pixels if is_colour else images.decode(encoded)
+
+
+def scratch(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+  """Memory to decode into, on purpose not aligned to 32 bytes.
+
+  Where it is, libjpeg-turbo writes past the cache, and a small image takes
+  half as long again. NumPy's own memory is aligned, or not, by luck.
+  """
+  memory = aligned(math.prod(shape) * np.dtype(dtype).itemsize + 16, np.uint8)
+  return memory[16:].view(dtype).reshape(shape)
+
+
+def aligned(shape: int | tuple[int, ...], dtype: type) -> np.ndarray:
+  """Memory that a CPU device takes over without a copy."""
+  size = np.prod(shape, dtype=int) * np.dtype(dtype).itemsize
+  memory = np.empty(size + ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def read_batch(

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from jaxmed.datasets import images
 from jaxmed.errors import UserError
 from jaxmed.pipeline import read_batch
-from jaxmed.pipeline.frame import CENTRE, Frame, decode
+from jaxmed.pipeline.frame import CENTRE, Frame, decode, scratch
 from tests.datasets.pictures import jpeg, picture
 
 
@@ -26,6 +26,10 @@ def test_a_jpeg_of_the_right_size_needs_nothing_more():
   assert Frame(size=16).is_fit(pixels)
   np.testing.assert_array_equal(_fit(pixels, size=16), pixels)
   np.testing.assert_array_equal(images.decode(jpeg(3)), pixels)
+  beside = scratch((16, 16, 3), np.uint8)
+  assert decode(jpeg(3), beside) is beside
+  np.testing.assert_array_equal(beside, pixels)
+  assert decode(jpeg(3, size=20), beside).shape == (20, 20, 3)
 
 
 @pytest.mark.parametrize(
