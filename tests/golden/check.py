@@ -172,7 +172,9 @@ def _rows_kept(name: str, manifest: dict, other: np.ndarray) -> np.ndarray:
 
 def _names(name: str, manifest: dict) -> list[str] | None:
   """The parameters that an array's rows stand for, if it has such rows."""
-  prefix = name.removeprefix('float64/').rpartition('/')[0]
+  prefix, _, what = name.removeprefix('float64/').rpartition('/')
+  if what not in ('sum', 'abs_sum', 'first8', 'change_abs_sum'):
+    return None
   return manifest.get(f'{prefix}/names')
 
 
