@@ -22,7 +22,6 @@ MOST_PIXELS = 2**28  # A header may promise more than any memory holds.
 _PNG = b'\x89PNG\r\n\x1a\n'
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # By colour type, less alpha.
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_BIG_GRAY = ('I', 'F')  # Pillow's modes of more than 16 bits.
 
 
 class ImageError(ValueError):
