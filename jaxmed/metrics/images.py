@@ -1,0 +1,211 @@
+"""Every metric of one score per image, with intervals and curves."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxmed.metrics import bootstrap, histogram, roc
+from jaxmed.metrics.bootstrap import Number
+
+Scores = Float[np.ndarray, 'n']
+Sums = Float[np.ndarray, 'resamples d']  # As `resampled` makes them.
+
+GRID = np.linspace(0, 1, 101)  # Where the curves are given.
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """What is tested: the labels, whose images they are, and the resamples."""
+
+  labels: Bool[np.ndarray, 'n']
+  groups: Int[np.ndarray, 'n']
+  counts: Int[np.ndarray, 'resamples groups']
+
+  def where(self, kept: Bool[np.ndarray, 'n']) -> 'Sample':
+    """The same resamples of fewer examples."""
+    return Sample(self.labels[kept], self.groups[kept], self.counts)
+
+  @property
+  def sizes(self) -> tuple[int, int, int]:
+    """Examples, anomalous ones, and groups."""
+    groups = len(np.unique(self.groups))
+    return len(self.labels), int(self.labels.sum()), groups
+
+  @property
+  def lacking(self) -> str:
+    """Why metrics of two classes are not defined, if they are not."""
+    if not len(self.labels):
+      return 'there are no labelled examples'
+    if self.labels.all():
+      return 'all examples are anomalous'
+    return '' if self.labels.any() else 'all examples are normal'
+
+
+def sample(labels, groups, resamples: int, seed: int) -> Sample:
+  """`groups` are names; whole groups are drawn."""
+  names, number = np.unique(np.asarray(groups), return_inverse=True)
+  counts = bootstrap.resample(max(len(names), 1), resamples, seed)
+  return Sample(np.asarray(labels).astype(bool), number, counts)
+
+
+def threshold(normals: Float[np.ndarray, 'n'], quantile: float) -> float:
+  """The quantile of validation normals; NaN without any."""
+  normals = normals[np.isfinite(normals)]
+  return float(np.quantile(normals, quantile)) if len(normals) else np.nan
+
+
+def resampled(test: Sample, scores: Scores) -> Sums:
+  """Both classes' histograms in every resample."""
+  return test.counts.astype(np.float64) @ _histograms(test, scores)
+
+
+def areas(test: Sample, scores: Scores, sums: Sums) -> dict[str, Number]:
+  """AUROC and average precision."""
+  return {
+    'auroc': _number(
+      test,
+      roc.auroc(test.labels, scores),
+      lambda: histogram.auroc(sums),
+    ),
+    'ap': _number(
+      test,
+      roc.average_precision(test.labels, scores),
+      lambda: histogram.average_precision(sums),
+    ),
+  }
+
+
+def curves(test: Sample, scores: Scores, sums: Sums) -> dict | None:
+  """ROC and PR with the bands of the resamples; None with one class."""
+  if test.lacking:
+    return None
+  whole = _histograms(test, scores, exact=len(scores)).sum(axis=0)[None]
+  roc_band = bootstrap.band(histogram.roc_on_grid(sums, GRID))
+  pr_band = bootstrap.band(histogram.precision_on_grid(sums, GRID))
+  return {
+    'roc': _curve(
+      'fpr', 'tpr', histogram.roc_on_grid(whole, GRID)[0], test, roc_band
+    ),
+    'pr': _curve(
+      'recall',
+      'precision',
+      histogram.precision_on_grid(whole, GRID)[0],
+      test,
+      pr_band,
+    ),
+  }
+
+
+def at_threshold(test: Sample, scores: Scores, cut: float) -> dict[str, Number]:
+  """What calling all above `cut` anomalous gives."""
+  found = _decided(test, scores, cut)
+  return {
+    name: _number(test, value, lambda v=values: v, lacking=lacking)
+    for name, (value, values, lacking) in found.items()
+  }
+
+
+def sensitivity_at(test: Sample, scores: Scores, cut: float) -> Number:
+  """Sensitivity where `cut` fixes the specificity on validation normals."""
+  return at_threshold(test, scores, cut)['sensitivity']
+
+
+def oracle(test: Sample, scores: Scores, sums: Sums) -> dict[str, Number]:
+  """Metrics whose threshold is tuned on the test itself, in each resample."""
+  names = 'oracle_youden_accuracy', 'oracle_youden_f1', 'oracle_best_f1'
+  if test.lacking:
+    return {name: _missing(test, test.lacking) for name in names}
+  best = roc.youden(test.labels, scores)
+  cut = roc.confusion(test.labels, scores, best.threshold)
+  values = float(cut.accuracy), float(cut.f1)
+  values += (roc.best_f1(test.labels, scores).f1,)
+  both = ~np.isnan(histogram.auroc(sums))
+  tuned = roc.Confusion(*histogram.youden_point(sums))
+  resamples = tuned.accuracy, tuned.f1, histogram.best_f1(sums)
+  return {
+    name: _number(test, value, lambda r=r: np.where(both, r, np.nan))
+    for name, value, r in zip(names, values, resamples, strict=True)
+  }
+
+
+def best_direction(number: Number) -> Number:
+  """Of an AUROC, whichever end of the score is the anomalous one."""
+  if not np.isfinite(number.value) or number.value >= 0.5:
+    return number
+  return dataclasses.replace(
+    number,
+    value=1 - number.value,
+    low=1 - number.high,
+    high=1 - number.low,
+  )
+
+
+def _decided(test: Sample, scores, cut: float) -> dict:
+  """Value, resampled values and reason of each metric at a threshold."""
+  if not np.isfinite(cut):
+    reason = 'no threshold: there are no validation normals'
+    nothing = np.nan, np.empty(0), reason
+    return dict.fromkeys(
+      ('f1', 'accuracy', 'sensitivity', 'specificity'), nothing
+    )
+  called = scores > cut
+  cases = np.stack(
+    [
+      (test.labels == truth) & (called == call)
+      for truth in (False, True)
+      for call in (False, True)
+    ],
+    axis=1,
+  )
+  groups = bootstrap.sums(cases, test.groups, test.counts.shape[1])
+  whole = roc.Confusion(*cases.sum(axis=0))
+  many = roc.Confusion(*(test.counts @ groups).T)
+  no_positives = '' if test.labels.any() else test.lacking
+  no_negatives = '' if not test.labels.all() else test.lacking
+  empty = '' if len(test.labels) else test.lacking
+  return {
+    'f1': (_f1(whole), _f1(many), no_positives),
+    'accuracy': (whole.accuracy, many.accuracy, empty),
+    'sensitivity': (whole.sensitivity, many.sensitivity, no_positives),
+    'specificity': (whole.specificity, many.specificity, no_negatives),
+  }
+
+
+def _f1(counts: roc.Confusion):
+  """Not defined where nothing is anomalous, whatever was called so."""
+  anomalous = counts.true_positives + counts.false_negatives
+  return np.where(anomalous > 0, counts.f1, np.nan)
+
+
+def _histograms(test: Sample, scores, exact: int = histogram.EXACT_BINS):
+  place, bins = histogram.places(scores, exact)
+  return histogram.statistics(
+    test.labels, place, bins, test.groups, test.counts.shape[1]
+  )
+
+
+def _number(test: Sample, value, values, lacking: str | None = None) -> Number:
+  lacking = test.lacking if lacking is None else lacking
+  if lacking:
+    return _missing(test, lacking)
+  return bootstrap.interval(float(value), values(), *test.sizes)
+
+
+def _missing(test: Sample, reason: str) -> Number:
+  return bootstrap.missing(reason, *test.sizes)
+
+
+def _curve(x: str, y: str, values, test: Sample, band) -> dict:
+  """With one group there is no band: its ends are null."""
+  known = test.sizes[2] > 1
+  ends = [
+    [float(v) if known and np.isfinite(v) else None for v in end]
+    for end in band
+  ]
+  return {
+    x: GRID.tolist(),
+    y: values.tolist(),
+    'low': ends[0],
+    'high': ends[1],
+  }
