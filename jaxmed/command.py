@@ -75,6 +75,7 @@ def config_names() -> list[str]:
 
 def set_up() -> None:
   """Our log in short lines, others' only from warnings on; a compile cache."""
+  logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(

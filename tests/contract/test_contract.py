@@ -22,7 +22,8 @@ def _images(run, count, seed=0):
 
 
 def _lines(folder):
-  return [json.loads(x) for x in (folder / 'train.jsonl').open()]
+  text = (folder / 'train.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
 
 
 def test_steps_are_finite_and_logged_with_their_norms(name, learned):
