@@ -63,7 +63,8 @@ def train(
       jax.random.fold_in(jax.random.key(seed), index), 3
     )
     if at.step == 0:
-      state = jax.jit(phase.init, out_shardings=during)(init_key, state)
+      init = jax.jit(phase.init, out_shardings=during)
+      state = init.lower(init_key, state).compile(_quickly())(init_key, state)
     left = None if phase.steps is None else phase.steps - at.step
     batches = itertools.islice(open_cohorts(phase, at.step), left)
 
@@ -89,6 +90,16 @@ def _jit(step, shardings):
     return step(state, batches, jax.random.fold_in(key, number))
 
   return jax.jit(advance, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _quickly() -> dict[str, int]:
+  """Compiler's options for what runs once.
+
+  A first draw of every weight is a hundred small programs; a CPU takes twenty
+  times as long to optimise them, a minute, as to run them as they are.
+  """
+  on_cpu = jax.default_backend() == 'cpu'
+  return {'xla_backend_optimization_level': 0} if on_cpu else {}
 
 
 def _shardings(abstract: State) -> State:
