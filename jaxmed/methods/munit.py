@@ -68,7 +68,13 @@ class Munit:
   parameters as {'a': tree, 'b': tree}.
   """
 
-  def __init__(self, model: ConfigDict, channels: dict[str, int], dtype=None):
+  def __init__(
+    self,
+    model: ConfigDict,
+    weights: ConfigDict,
+    channels: dict[str, int],
+    dtype: jnp.dtype | None = None,
+  ):
     if model.gan != 'lsgan':
       raise unknown('model.gan of munit', model.gan, ['lsgan'])
     sizes = {
@@ -87,8 +93,8 @@ class Munit:
     self.discriminator = {
       d: Discriminator(dtype=dtype, **model.discriminator) for d in OTHER
     }
-    self.channels, self.tied = channels, model.tied_init
-    self.style_dim = model.style_dim
+    self.channels, self.weights = channels, weights
+    self.style_dim, self.tied = model.style_dim, model.tied_init
 
   def init(self, key: RandomKey, height: int, width: int) -> dict[str, Both]:
     """The first parameters of both parts."""
@@ -169,27 +175,38 @@ class Munit:
     again = {d: self.content(params, d, crossed[d]) for d in OTHER}
     terms = {}
     for d, other in OTHER.items():
-      cycle = self.decode(params, d, again[other], own[d])
       terms |= {
         f'image/{d}': _distance(decoded[d][0], x[d], valid[d]),
         f'style/{d}': _distance(
           self.style(params, d, crossed[d]), styles[d], valid[other]
         ),
         f'content/{d}': _distance(again[other], contents[d], valid[d]),
-        f'cycle/{d}': _distance(cycle, x[d], valid[d]),
         f'gan/{d}': sum(
           valid_mean(jnp.square(logits - 1), valid[other])
           for logits in self.judge(discriminators, d, crossed[d])
         ),
       }
+      if self.weights.cycle:
+        cycle = self.decode(params, d, again[other], own[d])
+        terms[f'cycle/{d}'] = _distance(cycle, x[d], valid[d])
     return terms
+
+  def generator_loss(self, *inputs) -> tuple[Float[Array, ''], Scalars]:
+    """The terms' weighted sum, and the terms."""
+    terms = self.generator_terms(*inputs)
+    total = sum(
+      self.weights[name.partition('/')[0]] * value
+      for name, value in terms.items()
+    )
+    return total, terms
 
 
 def build(config: ConfigDict, info: Info) -> Method:
   """Two cohorts, `a` and `b`; one phase, D then G in every step."""
   _check(config, info)
   dtype = jnp.bfloat16 if config.train.precision == 'bfloat16' else None
-  munit = Munit(config.model, dict.fromkeys(OTHER, info.image[2]), dtype)
+  channels = dict.fromkeys(OTHER, info.image[2])
+  munit = Munit(config.model, config.train.weights, channels, dtype)
   optimiser = make_optimiser(config.train)
 
   def init(key: RandomKey, state: State) -> State:
@@ -204,8 +221,7 @@ def build(config: ConfigDict, info: Info) -> Method:
     ]
     images = {d: 2 * batches[d].unit - 1 for d in OTHER}
     valid = {d: batches[d].valid for d in OTHER}
-    weights = config.train.weights
-    return update(munit, weights, optimiser, state, images, styles, valid)
+    return update(munit, optimiser, state, images, styles, valid)
 
   phase = Phase('munit', init, step, tuple(OTHER), steps=config.train.steps)
   return Method((phase,), make_score(munit, config.score))
@@ -213,7 +229,6 @@ def build(config: ConfigDict, info: Info) -> Method:
 
 def update(
   munit: Munit,
-  weights: ConfigDict,
   optimiser: optax.GradientTransformation,
   state: State,
   images: Both,
@@ -235,22 +250,15 @@ def update(
     ),
   )
   discriminators = state.params['discriminator']
-
-  def loss(params):
-    terms = munit.generator_terms(
+  state, terms, more = fit(
+    state,
+    'generator',
+    optimiser,
+    lambda params: munit.generator_loss(
       params, discriminators, images, styles[1], valid
-    )
-    return weighted(terms, weights), terms
-
-  state, terms, more = fit(state, 'generator', optimiser, loss)
-  return state, {**scalars, **losses, **more, **terms}
-
-
-def weighted(terms: Scalars, weights: ConfigDict) -> Float[Array, '']:
-  """The sum of the generators' terms, each by its weight."""
-  return sum(
-    weights[name.partition('/')[0]] * value for name, value in terms.items()
+    ),
   )
+  return state, {**scalars, **losses, **more, **terms}
 
 
 def make_optimiser(train: ConfigDict) -> optax.GradientTransformation:

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 
+from jaxmed.errors import UserError
 from tests.golden import check
 
 
@@ -14,7 +15,7 @@ def main(arguments: list[str]) -> int:
   for argument in arguments:
     try:
       found = check.check(pathlib.Path(argument))
-    except (check.NoCase, FileNotFoundError) as error:
+    except (check.NoCase, UserError, OSError, ValueError) as error:
       print(f'{argument}: {error}', file=sys.stderr)
       wrong += 1
       continue
