@@ -44,7 +44,7 @@ def launch(
     folder: of the run; made if it is not there.
     fresh: begin anew, whatever the folder holds.
   """
-  folder = pathlib.Path(folder)
+  folder = pathlib.Path(folder).absolute()  # Orbax asks for it.
   with contextlib.ExitStack() as held:
     if distributed.is_first():
       held.enter_context(workdir.claim(folder))

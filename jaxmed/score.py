@@ -65,7 +65,7 @@ class Run:
     folder: pathlib.Path | str,
     devices: Sequence[jax.Device] | None = None,
   ):
-    self.folder = pathlib.Path(folder)
+    self.folder = pathlib.Path(folder).absolute()
     self.config = workdir.load_config(self.folder)
     if not (self.folder / 'final').is_dir():
       raise UserError(
