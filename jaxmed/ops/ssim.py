@@ -14,15 +14,14 @@ image, which training and scoring call, takes them about the image's mean in
 strips that stay in the cache (docs/log.md has the variants and their times).
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmed import errors
+from jaxmed.ops import resize, windows
 
 SIGMA = 1.5
 CONSTANTS = (0.01, 0.03)  # K1 and K2 of the paper.
@@ -30,17 +29,6 @@ BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003.
 STRIP = 32  # Rows: the strips of 16 images of 512 px fit the caches.
 
 Image = Float[Array, 'b h w c']
-Rows = Float[Array, 'b h wc']
-
-
-class Moments(NamedTuple):
-  """Of the windows of two images."""
-
-  mean_x: Array
-  mean_y: Array
-  variance_x: Array
-  variance_y: Array
-  covariance: Array
 
 
 def ssim(
@@ -52,12 +40,12 @@ def ssim(
   constants: tuple[float, float] = CONSTANTS,
 ) -> Float[Array, 'b']:
   """The mean of the map where the whole window fits, of each image."""
-  _check(x, y, sigma)
+  x, y = _checked(x, y, sigma)
   height, width, channels = x.shape[1:]
-  window = _window(sigma)
+  window = windows.gaussian(sigma)
   border = len(window) - 1
   centre_x, centre_y = _centre(x), _centre(y)
-  x, y = _rows(x), _rows(y)
+  x, y = windows.rows(x), windows.rows(y)
   rows = min(STRIP, -(-(height - border) // 2))
   strips = -(-(height - border) // rows)
 
@@ -66,14 +54,15 @@ def ssim(
     # one before has no weight.
     start = jnp.minimum(index * rows, height - border - rows)
     new = start + jnp.arange(rows) >= index * rows
-    part_x, part_y = _kept(
+    part_x, part_y = (
       jax.lax.dynamic_slice_in_dim(image, start, rows + border, axis=1) - centre
       for image, centre in ((x, centre_x), (y, centre_y))
     )
-    mean_x, mean_y, power, product = _filtered(part_x, part_y, window, channels)
+    planes = part_x, part_y, part_x**2 + part_y**2, part_x * part_y
+    mean_x, mean_y, power, product = windows.filtered(planes, window, channels)
     values = _ssim(
-      mean_x + centre_x[:, :, : mean_x.shape[2]],
-      mean_y + centre_y[:, :, : mean_y.shape[2]],
+      mean_x + centre_x,
+      mean_y + centre_y,
       jnp.maximum(power - mean_x**2 - mean_y**2, 0),
       product - mean_x * mean_y,
       data_range,
@@ -104,14 +93,14 @@ def ssim_map(
   `border` is 'valid' (only whole windows: a smaller map), 'symmetric' (the
   edge pixel repeated, scikit-image) or 'reflect' (not repeated, torchmetrics).
   """
-  moments = _moments(*_padded(x, y, sigma, border), _window(sigma))
+  moments = _moments(x, y, sigma, border)
   return _ssim(
     moments.mean_x,
     moments.mean_y,
     moments.variance_x + moments.variance_y,
     moments.covariance,
     data_range,
-    _correction(_window(sigma), sample_covariance),
+    _correction(windows.gaussian(sigma), sample_covariance),
     constants,
   ).reshape(len(x), -1, _inner(x, sigma, border), x.shape[3])
 
@@ -124,7 +113,7 @@ def structure_map(
   border: str = 'valid',
 ) -> Image:
   """The structure term: correlation of the windows, 1 where both are flat."""
-  moments = _moments(*_padded(x, y, sigma, border), _window(sigma))
+  moments = _moments(x, y, sigma, border)
   half = (CONSTANTS[1] * data_range) ** 2 / 2
   deviations = _root(moments.variance_x * moments.variance_y)
   values = (moments.covariance + half) / (deviations + half)
@@ -154,13 +143,14 @@ def ms_ssim(
   ('relu'), all are moved to [0, 1] ('simple'), or are left (None: a negative
   one to a fractional power is NaN).
   """
+  x, y = _checked(x, y, sigma)
   if normalize not in ('relu', 'simple', None):
     raise errors.unknown('normalisation', str(normalize), ('relu', 'simple'))
   terms = []
   for scale in range(len(betas)):
     if scale < len(betas) - 1:
       terms.append(_contrast(x, y, data_range, sigma, constants))
-      x, y = _pooled(x), _pooled(y)
+      x, y = resize.halve(x), resize.halve(y)
     else:
       values = ssim_map(x, y, data_range, sigma, 'reflect', False, constants)
       terms.append(values.mean(axis=(1, 2, 3)))
@@ -178,29 +168,23 @@ def ms_ssim(
 
 
 def window_fits(height: int, width: int, sigma: float = SIGMA) -> bool:
-  return min(height, width) >= len(_window(sigma))
+  return min(height, width) >= len(windows.gaussian(sigma))
 
 
-def _window(sigma: float) -> list[float]:
-  """The 1-D Gaussian, cut at 3.5 sigma as scikit-image does."""
-  radius = int(3.5 * sigma + 0.5)
-  at = np.arange(-radius, radius + 1)
-  window = np.exp(-0.5 * (at / sigma) ** 2)
-  return [float(weight) for weight in window / window.sum()]
-
-
-def _check(x: Image, y: Image, sigma: float) -> None:
+def _checked(x: Image, y: Image, sigma: float) -> tuple[Image, Image]:
+  """In float32, whatever they are stored in: bfloat16 has 8 bits."""
   if x.ndim != 4 or x.shape != y.shape:
     raise errors.UserError(
       f'SSIM compares two batches [b, h, w, c] of one shape, but got '
       f'{list(x.shape)} and {list(y.shape)}.'
     )
   if not window_fits(*x.shape[1:3], sigma):
-    size = len(_window(sigma))
+    size = len(windows.gaussian(sigma))
     raise errors.UserError(
       f'SSIM looks through a window of {size} x {size} px, but the images '
       f'have {x.shape[1]} x {x.shape[2]}: use larger images or another score.'
     )
+  return x.astype(jnp.float32), y.astype(jnp.float32)
 
 
 def _ssim(
@@ -218,18 +202,11 @@ def _correction(window: Sequence[float], sample_covariance: bool) -> float:
 
 
 def _contrast(x, y, data_range, sigma, constants) -> Float[Array, 'b']:
-  moments = _moments(*_padded(x, y, sigma, 'valid'), _window(sigma))
+  moments = _moments(x, y, sigma, 'valid')
   c2 = (constants[1] * data_range) ** 2
   variances = moments.variance_x + moments.variance_y
   values = (2 * moments.covariance + c2) / (variances + c2)
   return values.mean(axis=(1, 2))
-
-
-def _pooled(x: Image) -> Image:
-  """2 x 2 means; an odd last row or column is left out."""
-  b, h, w, c = x.shape
-  x = x[:, : h // 2 * 2, : w // 2 * 2]
-  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
 def _root(x: Array) -> Array:
@@ -238,129 +215,27 @@ def _root(x: Array) -> Array:
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
-def _padded(x: Image, y: Image, sigma: float, border: str):
-  _check(x, y, sigma)
+def _moments(x: Image, y: Image, sigma: float, border: str):
+  x, y = _checked(x, y, sigma)
   if border not in ('valid', 'symmetric', 'reflect'):
     raise errors.unknown('border', border, ('valid', 'symmetric', 'reflect'))
-  if border == 'valid':
-    return x, y
-  radius = len(_window(sigma)) // 2
-  pad = ((0, 0), (radius, radius), (radius, radius), (0, 0))
-  return jnp.pad(x, pad, mode=border), jnp.pad(y, pad, mode=border)
+  window = windows.gaussian(sigma)
+  if border != 'valid':
+    radius = len(window) // 2
+    pad = ((0, 0), (radius, radius), (radius, radius), (0, 0))
+    x, y = (jnp.pad(image, pad, mode=border) for image in (x, y))
+  return windows.moments(windows.rows(x), windows.rows(y), window, x.shape[3])
 
 
 def _inner(x: Image, sigma: float, border: str) -> int:
   """The width of a map."""
-  return x.shape[2] - (len(_window(sigma)) - 1) * (border == 'valid')
+  return x.shape[2] - (len(windows.gaussian(sigma)) - 1) * (border == 'valid')
 
 
-def _rows(x: Image) -> Rows:
-  """Channels inside the rows, so that a shift is a contiguous slice."""
-  return x.reshape(*x.shape[:2], -1)
+def _centre(x: Image) -> Float[Array, 'b 1 1']:
+  """About the mean of each image, from every eighth row.
 
-
-def _centre(x: Image) -> Float[Array, 'b 1 wc']:
-  """The mean of each channel, laid out as a row."""
-  mean = jax.lax.stop_gradient(x.mean(axis=(1, 2)))
-  return jnp.tile(mean, x.shape[2])[:, None]
-
-
-def _kept(parts: Iterable[Rows]) -> list[Rows]:
-  """Makes XLA compute the parts once, before anything that uses them.
-
-  Else it fuses a first pass into each of the eleven taps of the second. On
-  CPU the barrier alone does not hold, nor does the concatenation alone.
+  One number an image: a row of them, one a channel, takes twice the time.
   """
-  parts = list(parts)
-  whole = jax.lax.optimization_barrier(jnp.concatenate(parts))
-  return jnp.split(whole, len(parts))
-
-
-def _filtered(x: Rows, y: Rows, window, channels: int) -> list[Rows]:
-  """Windowed x, y, x^2 + y^2 and x y: all that SSIM needs.
-
-  Shifted slices along contiguous rows vectorise; the concatenation makes XLA
-  keep the first pass instead of computing it again for each tap of the second.
-  """
-  width = x.shape[2] - (len(window) - 1) * channels
-  height = x.shape[1] - len(window) + 1
-  planes = (x, y, x * x + y * y, x * y)
-  across = jnp.concatenate(
-    [
-      _sum(window, lambda k, p=p: _tap(p, k, 2, channels, width))
-      for p in planes
-    ]
-  )
-  return jnp.split(_sum(window, lambda k: _tap(across, k, 1, 1, height)), 4)
-
-
-def _moments(x: Image, y: Image, window: Sequence[float]) -> Moments:
-  """The moments, every one about the middle pixel of its own window."""
-  middle, channels = len(window) // 2, x.shape[3]
-  x, y = _rows(x), _rows(y)
-  height = x.shape[1] - len(window) + 1
-  width = x.shape[2] - (len(window) - 1) * channels
-
-  def across(image, k):  # Less the middle column.
-    column = _tap(image, middle, 2, channels, width)
-    return _tap(image, k, 2, channels, width) - column
-
-  def down(image, k):
-    return _tap(image, k, 1, 1, height)
-
-  def offset(image, k):  # Of the middle column, less the middle row.
-    return down(image, k) - down(image, middle)
-
-  first_x, first_y, second_x, second_y, second_xy = _kept(
-    _sum(window, term)
-    for term in (
-      lambda k: across(x, k),
-      lambda k: across(y, k),
-      lambda k: across(x, k) ** 2,
-      lambda k: across(y, k) ** 2,
-      lambda k: across(x, k) * across(y, k),
-    )
-  )
-  middle_x = _tap(x, middle, 2, channels, width)
-  middle_y = _tap(y, middle, 2, channels, width)
-  shift_x = _sum(window, lambda k: down(first_x, k) + offset(middle_x, k))
-  shift_y = _sum(window, lambda k: down(first_y, k) + offset(middle_y, k))
-
-  def variance(image, first, second, shift):
-    about = _sum(
-      window,
-      lambda k: (
-        down(second, k)
-        + offset(image, k) * (2 * down(first, k) + offset(image, k))
-      ),
-    )
-    return jnp.maximum(about - shift**2, 0)
-
-  covariance = _sum(
-    window,
-    lambda k: (
-      down(second_xy, k)
-      + offset(middle_x, k) * down(first_y, k)
-      + offset(middle_y, k) * down(first_x, k)
-      + offset(middle_x, k) * offset(middle_y, k)
-    ),
-  )
-  return Moments(
-    down(middle_x, middle) + shift_x,
-    down(middle_y, middle) + shift_y,
-    variance(middle_x, first_x, second_x, shift_x),
-    variance(middle_y, first_y, second_y, shift_y),
-    covariance - shift_x * shift_y,
-  )
-
-
-def _tap(x: Rows, k: int, axis: int, step: int, length: int) -> Rows:
-  return jax.lax.slice_in_dim(x, k * step, k * step + length, axis=axis)
-
-
-def _sum(window: Sequence[float], term) -> Array:
-  """Of the window's weights times the terms; Python's sum adds an integer."""
-  total = window[0] * term(0)
-  for k, weight in enumerate(window[1:], 1):
-    total = total + weight * term(k)
-  return total
+  mean = x[:, ::8].mean(axis=(1, 2, 3))
+  return jax.lax.stop_gradient(mean)[:, None, None]
