@@ -71,6 +71,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
   config.model.update({'dim': 2, 'z': 4})
   config.train.update({'batch': 8, 'critics': 2, 'encoder_steps': 6})
   config.train.steps = 6
+  config.train.augment = ()
   config.train.log_every = 1
   return config
 
