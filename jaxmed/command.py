@@ -1,12 +1,17 @@
 """What the commands share: flags, configs, logs, errors, exit codes."""
 
+import importlib
 import importlib.resources
 import logging as standard_logging
 import os
 import pathlib
+import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -15,52 +20,109 @@ from jaxmed import errors
 from jaxmed.errors import UserError
 
 PREFIX = '--config.'
+# (type, what a user calls it); bool first, which is an int too.
+KINDS = (
+  (bool, 'true or false'),
+  (int, 'a whole number'),
+  (float, 'a number'),
+  (tuple, 'a tuple'),
+)
 
 
 def parse_launch(argv: Sequence[str], about: str) -> flags.FlagValues:
   """The flags of a launch; every mistake in them is a `UserError`."""
-  argv = [_with_path(word) for word in argv]
+  argv = [_with_path(word) for word in _joined(argv)]
+  asks_help = any(word in ('--help', '-h', '-help') for word in argv)
+  values = _flags(argv)
+  if asks_help and not any(word.startswith('--config=') for word in argv):
+    print(_help(values, about))
+    raise SystemExit(0)
+  path, preset = _config_path(argv)
+  config = _read(path, preset)
+  fields = dict(_fields(config))
+  if asks_help:
+    print(_help(values, about, fields))
+    raise SystemExit(0)
+  for word in argv:
+    field = word.removeprefix(PREFIX).partition('=')[0]
+    if word.startswith(PREFIX) and field not in fields:
+      raise errors.unknown('config field', field, fields)
+  try:
+    rest = values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    raise _unfit(error, fields) from error
+  if len(rest) > 1:
+    raise UserError(f'No flag {rest[1]!r}; flags begin with --.')
+  return values
+
+
+def _flags(argv: Sequence[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   define = {'flag_values': values}
   config_flags.DEFINE_config_file(
     'config',
     None,
-    'A config file, or the name of one of ours, and a preset: '
-    'munit, munit:folder, configs/munit.py:tiny. Fields are overridden by '
-    '--config.train.steps=200 and the like.',
+    'A config by name, or a file, and a preset after a colon: munit, '
+    'munit:folder, configs/munit.py:tiny. A field of it is changed by '
+    '--config.FIELD=VALUE, such as --config.train.steps=200.',
     sys_argv=argv,
     **define,
   )
   flags.DEFINE_string(
-    'workdir', '', "The run's folder; else runs/METHOD-PRESET.", **define
+    'workdir', '', "The run's folder; by default runs/METHOD-PRESET.", **define
   )
-  flags.DEFINE_bool('fresh', False, 'Begin the folder anew.', **define)
-  flags.DEFINE_bool('debug', False, 'Tracebacks of every error.', **define)
   flags.DEFINE_bool(
-    'distributed', False, 'One of several hosts (TPU pod, Slurm).', **define
+    'fresh', False, 'Remove what the folder holds and begin anew.', **define
+  )
+  flags.DEFINE_bool(
+    'debug', False, 'Show the traceback of every error.', **define
+  )
+  flags.DEFINE_bool(
+    'distributed',
+    False,
+    'This is one of several hosts, which find each other (TPU pod, Slurm).',
+    **define,
   )
   flags.DEFINE_string(
-    'coordinator', '', 'host:port of process 0, else found out.', **define
+    'coordinator',
+    '',
+    'HOST:PORT of process 0, where hosts do not find each other; also needs '
+    '--processes and --process.',
+    **define,
   )
-  flags.DEFINE_integer('processes', 0, 'How many hosts.', **define)
-  flags.DEFINE_integer('process', -1, 'Which of them this is.', **define)
-  if any(word in ('--help', '-h', '-help') for word in argv):
-    print(f'{about}\nConfigs: {", ".join(config_names())}.\n')
-    print(values.get_help())
-    raise SystemExit(0)
-  path, preset = _config_path(argv)
-  try:
-    rest = values(argv)
-    config = values.config
-  except (KeyError, AttributeError):
-    raise _misspelt(argv, path, preset) from None
-  except flags.Error as error:
-    raise UserError(f'{error}') from error
-  if len(rest) > 1:
-    raise UserError(f'No flag {rest[1]!r}; flags begin with --.')
-  if not isinstance(config, ConfigDict):
-    raise UserError(f'{path} gives no ConfigDict but {type(config).__name__}.')
+  flags.DEFINE_integer('processes', 0, 'How many hosts there are.', **define)
+  flags.DEFINE_integer('process', -1, 'Which one this is, from 0.', **define)
   return values
+
+
+def _help(
+  values: flags.FlagValues, about: str, fields: Mapping[str, Any] | None = None
+) -> str:
+  """What --help prints; after a config, also its fields."""
+  lines = [about, 'Flags:']
+  order = ('config', 'workdir', 'fresh', 'debug')
+  others = sorted(name for name in values if name not in order)
+  for name in (*order, *others):
+    kind = '' if values[name].boolean else '=' + name.upper()
+    lines.append(f'  --{name}{kind}')
+    lines.append(textwrap.indent(textwrap.fill(values[name].help, 72), ' ' * 6))
+  lines += ['', 'Configs and their presets, the first by default:']
+  for name in config_names():
+    module = importlib.import_module(f'jaxmed.configs.{name}')
+    lines.append(f'  {name}: {", ".join(module.PRESETS)}')
+  if fields is None:
+    lines += ['', '--config=NAME --help also lists the fields of a config.']
+  else:
+    lines += [
+      '',
+      'Fields of this config, each changed by --config.FIELD=VALUE:',
+    ]
+    lines += [
+      f'  {name} = {value!r}'
+      for name, value in fields.items()
+      if not isinstance(value, ConfigDict)
+    ]
+  return '\n'.join(lines)
 
 
 def config_names() -> list[str]:
@@ -111,9 +173,18 @@ def exit_code(main: Callable[[], int | None], debug: bool) -> int:
     return 130
   except UserError as error:
     if debug:
-      raise
+      traceback.print_exc()
     sys.stderr.write(f'jaxmed: {" ".join(str(error).split())}\n')
     return 2
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+  """`--config munit` as `--config=munit`, which is all that follows reads."""
+  argv = list(argv)
+  for i, word in enumerate(argv[:-1]):
+    if word in ('--config', '-config'):
+      return [*argv[:i], f'--config={argv[i + 1]}', *_joined(argv[i + 2 :])]
+  return argv
 
 
 def _with_path(word: str) -> str:
@@ -145,23 +216,54 @@ def _config_path(argv: Sequence[str]) -> tuple[pathlib.Path, str | None]:
   return pathlib.Path(path), preset or None
 
 
-def _misspelt(
-  argv: Sequence[str], path: pathlib.Path, preset: str | None
-) -> UserError:
-  """Which of the overrides names no field of the config."""
-  get_config = runpy.run_path(str(path))['get_config']
-  config = get_config(preset) if preset else get_config()
-  known = list(_fields(config))
-  for word in argv:
-    if word.startswith(PREFIX):
-      field = word.removeprefix(PREFIX).partition('=')[0]
-      if field not in known:
-        return errors.unknown('config field', field, known)
-  return UserError(f'{path} cannot be read as a config.')
+def _read(path: pathlib.Path, preset: str | None) -> ConfigDict:
+  """The config as its file gives it; absl reads it once more by itself."""
+  try:
+    get_config = runpy.run_path(str(path)).get('get_config')
+    if get_config is None:
+      raise UserError(
+        f'The config file {path} defines no get_config(preset=None), which '
+        'gives the config.'
+      )
+    config = get_config(preset) if preset else get_config()
+  except UserError:
+    raise
+  except Exception as error:  # The file is anybody's code.
+    lines = [
+      frame.lineno
+      for frame in traceback.extract_tb(error.__traceback__)
+      if frame.filename == str(path)
+    ]
+    line = getattr(error, 'lineno', None) or (lines or [0])[-1]
+    raise UserError(
+      f'The config file {path} fails at line {line}: '
+      f'{type(error).__name__}: {error}; --debug shows the traceback.'
+    ) from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f'get_config of {path} gives no ConfigDict but a {type(config).__name__}.'
+    )
+  return config
 
 
-def _fields(config: ConfigDict, at: str = '') -> Iterator[str]:
+def _fields(config: ConfigDict, at: str = '') -> Iterator[tuple[str, Any]]:
+  """Dotted names and values, of groups too."""
   for name, value in config.items():
-    yield f'{at}{name}'
+    yield f'{at}{name}', value
     if isinstance(value, ConfigDict):
       yield from _fields(value, f'{at}{name}.')
+
+
+def _unfit(error: Exception, fields: Mapping[str, Any]) -> UserError:
+  """What a flag should have been, where its error does not say so."""
+  given = re.match(r'flag --config\.([\w.]+)=', str(error))
+  if not given or given[1] not in fields:
+    return UserError(str(error))
+  word = str(error).removeprefix('flag ').partition(': ')[0]
+  now = fields[given[1]]
+  if isinstance(now, ConfigDict):
+    some = ', '.join(f'{given[1]}.{name}' for name in list(now)[:3])
+    return UserError(f'{word} sets a group of fields; set one, such as {some}.')
+  kinds = [words for kind, words in KINDS if isinstance(now, kind)]
+  kind = kinds[0] if kinds else f'a {type(now).__name__}'
+  return UserError(f'{word} does not fit: the field is {kind}, now {now!r}.')
