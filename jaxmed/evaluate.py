@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxmed import errors, workdir
 from jaxmed.metrics import images, pixels
 from jaxmed.metrics.bootstrap import Number
+from jaxmed.progress import progress
 
 FEW_GROUPS = 5
 MANY_DROPPED = 0.1
@@ -31,23 +32,26 @@ def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
     raise errors.unknown('score', primary, names)
   names.sort(key=lambda name: name != primary)
   warnings = _Warnings()
+  columns = [f'score.{name}' for name in names]
+  columns += [f'trivial.{name}' for name in _names(table, 'trivial.')]
   found = {
-    name: _image(table, f'score.{name}', config, warnings) for name in names
+    column: _column(table, column, config, warnings)
+    for column in progress(columns, len(columns), 'evaluate', 'scores')
   }
-  trivial = {
-    name: _baseline(table, f'trivial.{name}', config, warnings)
-    for name in _names(table, 'trivial.')
-  }
+  scores = {name: found[f'score.{name}'] for name in names}
   results = {
     'primary': primary,
     'orientation': 'higher is more anomalous',
-    'image': {name: part['metrics'] for name, part in found.items()},
-    'trivial': trivial,
+    'image': {name: part['metrics'] for name, part in scores.items()},
+    'trivial': {
+      name: _either_way(found[f'trivial.{name}']['metrics'])
+      for name in _names(table, 'trivial.')
+    },
     'pixel': _pixel(folder, table, config, warnings),
     'slide': _slides(folder, config, warnings),
-    'thresholds': {name: part['threshold'] for name, part in found.items()},
+    'thresholds': {name: part['threshold'] for name, part in scores.items()},
     'curves': {
-      name: part['curves'] for name, part in found.items() if part['curves']
+      name: part['curves'] for name, part in scores.items() if part['curves']
     },
     'counts': _counts(table),
   }
@@ -102,8 +106,9 @@ def _sample(table: dict, rows: np.ndarray, config: ConfigDict):
   )
 
 
-def _image(table: dict, column: str, config: ConfigDict, warnings) -> dict:
-  """All metrics, the threshold and the curves of one column."""
+def _column(table: dict, column: str, config: ConfigDict, warnings) -> dict:
+  """All metrics, the threshold and the curves of one score or baseline."""
+  with_curves = column.startswith('score.')
   labelled = (table['split'] == 'test') & (table['label'] >= 0)
   test, scores = _sample(table, labelled, config), table[column][labelled]
   normals = table[column][
@@ -123,13 +128,13 @@ def _image(table: dict, column: str, config: ConfigDict, warnings) -> dict:
     )
   cut = images.threshold(normals, config.eval.quantile)
   at = images.threshold(normals, config.eval.specificity)
-  sums = images.resampled(test, scores)  # All that follows needs them.
-  metrics = images.areas(test, scores, sums)
+  many = images.resampled(test, scores, with_curves)
+  metrics = images.areas(test, scores, many)
   metrics |= images.at_threshold(test, scores, cut)
   metrics['sensitivity_at_specificity'] = images.sensitivity_at(
     test, scores, at
   )
-  metrics |= images.oracle(test, scores, sums)
+  metrics |= images.oracle(test, scores, many)
   return {
     'metrics': metrics,
     'threshold': {
@@ -137,12 +142,12 @@ def _image(table: dict, column: str, config: ConfigDict, warnings) -> dict:
       'quantile': config.eval.quantile,
       'n': int(np.isfinite(normals).sum()),
     },
-    'curves': images.curves(test, scores, sums),
+    'curves': images.curves(test, scores, many) if with_curves else None,
   }
 
 
-def _baseline(table: dict, column: str, config: ConfigDict, warnings) -> dict:
-  metrics = _image(table, column, config, warnings)['metrics']
+def _either_way(metrics: dict) -> dict:
+  """A baseline has no direction of its own: its better one stands beside."""
   best = images.best_direction(metrics['auroc'])
   return metrics | {'auroc_best_direction': best}
 
@@ -203,8 +208,8 @@ def _slides(folder: pathlib.Path, config: ConfigDict, warnings) -> dict:
       )
     test = _sample(table, kept, config)
     scores = table[column][kept].astype(np.float64)
-    sums = images.resampled(test, scores)
-    found[name] = images.areas(test, scores, sums)
+    many = images.resampled(test, scores)
+    found[name] = images.areas(test, scores, many)
   return found
 
 

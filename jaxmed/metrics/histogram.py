@@ -6,13 +6,13 @@ distinct score every metric is exact, ties included. Large sets share bins of
 about equal counts: 1,024 change an AUROC in the sixth digit.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 BINS = 1024
 EXACT_BINS = 2048  # As many distinct scores are kept apart.
-
-Statistics = Float[np.ndarray, '*r d']
 
 
 def places(
@@ -50,92 +50,94 @@ def statistics(
   return flat.reshape(count, 2 * bins).astype(np.float64)
 
 
-def auroc(sums: Statistics) -> Float[np.ndarray, '*r']:
+class Falling(NamedTuple):
+  """False and true positives as the threshold falls, from none called."""
+
+  false: Float[np.ndarray, '*r cuts']
+  true: Float[np.ndarray, '*r cuts']
+
+  @property
+  def both(self) -> Bool[np.ndarray, '*r']:
+    """Whether there are examples of either class."""
+    return (self.false[..., -1] > 0) & (self.true[..., -1] > 0)
+
+
+def falling(sums: Float[np.ndarray, '*r d']) -> Falling:
+  """What every metric here starts from."""
+  bins = sums.shape[-1] // 2
+  counts = np.zeros((2, *sums.shape[:-1], bins + 1))
+  np.cumsum(sums[..., bins - 1 :: -1], axis=-1, out=counts[0, ..., 1:])
+  np.cumsum(sums[..., : bins - 1 : -1], axis=-1, out=counts[1, ..., 1:])
+  return Falling(*counts)
+
+
+def auroc(counts: Falling) -> Float[np.ndarray, '*r']:
   """Ties count half; NaN where a class is missing."""
-  negative, positive = _split(sums)
-  below = np.cumsum(negative, axis=-1) - 0.5 * negative
-  pairs = negative.sum(axis=-1) * positive.sum(axis=-1)
-  return _ratio((positive * below).sum(axis=-1), pairs)
+  area = np.trapezoid(counts.true, counts.false, axis=-1)
+  return _ratio(area, counts.false[..., -1] * counts.true[..., -1])
 
 
-def average_precision(sums: Statistics) -> Float[np.ndarray, '*r']:
+def average_precision(counts: Falling) -> Float[np.ndarray, '*r']:
   """The step sum; NaN where a class is missing."""
-  false, true = _falling(sums)
-  precision = _ratio(true, true + false, 0.0)
-  gained = np.diff(true, axis=-1, prepend=0)
-  area = _ratio((precision * gained).sum(axis=-1), true[..., -1])
-  return np.where(false[..., -1] > 0, area, np.nan)
+  precision = _ratio(counts.true, counts.true + counts.false, 0.0)
+  gained = np.diff(counts.true, axis=-1)
+  area = (precision[..., 1:] * gained).sum(axis=-1)
+  return np.where(counts.both, _ratio(area, counts.true[..., -1]), np.nan)
 
 
-def youden_point(sums: Statistics) -> tuple[np.ndarray, ...]:
-  """TN, FP, FN, TP at the best Youden index; of equals the highest cut."""
-  false, true = _falling(sums)
-  index = _ratio(true, true[..., -1:]) - _ratio(false, false[..., -1:])
-  # NaN where a class is missing; the counts then say so themselves.
-  best = np.nan_to_num(index, nan=-1.0).argmax(axis=-1)[..., None]
+def youden_point(counts: Falling) -> tuple[np.ndarray, ...]:
+  """TN, FP, FN, TP at the best Youden index; of equals the highest cut.
+
+  Where a class is missing nothing is called anomalous.
+  """
+  false, true = counts
+  index = _ratio(true, true[..., -1:], 0.0) - _ratio(
+    false, false[..., -1:], 0.0
+  )
+  best = np.where(counts.both, index.argmax(axis=-1), 0)[..., None]
   fp = np.take_along_axis(false, best, -1)[..., 0]
   tp = np.take_along_axis(true, best, -1)[..., 0]
   return false[..., -1] - fp, fp, true[..., -1] - tp, tp
 
 
-def best_f1(sums: Statistics) -> Float[np.ndarray, '*r']:
+def best_f1(counts: Falling) -> Float[np.ndarray, '*r']:
   """The largest F1 of any cut; NaN where a class is missing."""
-  false, true = _falling(sums)
+  false, true = counts
   values = _ratio(2 * true, true + false + true[..., -1:], 0.0).max(axis=-1)
-  both = (false[..., -1] > 0) & (true[..., -1] > 0)
-  return np.where(both, values, np.nan)
+  return np.where(counts.both, values, np.nan)
 
 
 def roc_on_grid(
-  sums: Float[np.ndarray, 'r d'], grid: Float[np.ndarray, 'g']
+  counts: Falling, grid: Float[np.ndarray, 'g']
 ) -> Float[np.ndarray, 'r g']:
-  """True positive rates at false positive rates, ties joined by lines."""
-  false, true = _falling(sums)
-  false = _with_origin(_ratio(false, false[..., -1:]))
-  true = _with_origin(_ratio(true, true[..., -1:]))
-  rows = [
-    # Where the curve rises straight up, np.interp gives the upper end.
-    np.interp(grid, x, y)
-    if np.isfinite(x[-1]) and np.isfinite(y[-1])
-    else np.full(len(grid), np.nan)
-    for x, y in zip(false, true, strict=True)
-  ]
-  return np.array(rows).reshape(len(sums), len(grid))
+  """True positive rates at false positive rates, ties joined by lines.
+
+  Where the curve rises straight up, np.interp gives the upper end.
+  """
+  found = np.full((len(counts.false), len(grid)), np.nan)
+  for i in np.flatnonzero(counts.both):
+    false, true = counts.false[i], counts.true[i]
+    found[i] = np.interp(grid * false[-1], false, true) / true[-1]
+  return found
 
 
 def precision_on_grid(
-  sums: Float[np.ndarray, 'r d'], grid: Float[np.ndarray, 'g']
+  counts: Falling, grid: Float[np.ndarray, 'g']
 ) -> Float[np.ndarray, 'r g']:
   """Precision of the highest cut that reaches each recall."""
-  false, true = _falling(sums)
-  precision = _ratio(true, true + false, 1.0)
-  recall = _ratio(true, true[..., -1:])
-  rows = []
-  for x, y in zip(recall, precision, strict=True):
-    if not np.isfinite(x[-1]):
-      rows.append(np.full(len(grid), np.nan))
-      continue
-    seen = np.flatnonzero(x > 0)[0]  # Before, nothing anomalous is called.
-    at = np.maximum(np.searchsorted(x, grid - 1e-12), seen)
-    rows.append(y[np.minimum(at, len(y) - 1)])
-  return np.array(rows).reshape(len(sums), len(grid))
-
-
-def _split(sums):
-  bins = sums.shape[-1] // 2
-  return sums[..., :bins], sums[..., bins:]
-
-
-def _falling(sums):
-  """False and true positives as the threshold falls."""
-  return tuple(np.cumsum(part[..., ::-1], axis=-1) for part in _split(sums))
-
-
-def _with_origin(values):
-  return np.concatenate([np.zeros_like(values[..., :1]), values], axis=-1)
+  found = np.full((len(counts.false), len(grid)), np.nan)
+  precision = _ratio(counts.true, counts.true + counts.false)
+  for i in np.flatnonzero(counts.both):
+    true = counts.true[i]
+    # At recall 0: the first cut that finds anything.
+    wanted = np.maximum(grid * true[-1] - 1e-9, 0)
+    at = np.searchsorted(true, wanted, side='left')
+    first = np.searchsorted(true, 0, side='right')
+    found[i] = precision[i, np.maximum(at, first)]
+  return found
 
 
 def _ratio(part, whole, empty=np.nan):
   part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
   shape = np.broadcast(part, whole).shape
-  return np.divide(part, whole, np.full(shape, empty), where=whole > 0)
+  return np.divide(part, whole, np.full(shape, float(empty)), where=whole > 0)

@@ -9,7 +9,6 @@ from jaxmed.metrics import bootstrap, histogram, roc
 from jaxmed.metrics.bootstrap import Number
 
 Scores = Float[np.ndarray, 'n']
-Sums = Float[np.ndarray, 'resamples d']  # As `resampled` makes them.
 
 GRID = np.linspace(0, 1, 101)  # Where the curves are given.
 
@@ -55,45 +54,68 @@ def threshold(normals: Float[np.ndarray, 'n'], quantile: float) -> float:
   return float(np.quantile(normals, quantile)) if len(normals) else np.nan
 
 
-def resampled(test: Sample, scores: Scores) -> Sums:
-  """Both classes' histograms in every resample."""
-  return test.counts.astype(np.float64) @ _histograms(test, scores)
+@dataclasses.dataclass(frozen=True)
+class Resampled:
+  """What does not depend on a threshold from outside, of every resample."""
+
+  auroc: Float[np.ndarray, 'resamples']
+  ap: Float[np.ndarray, 'resamples']
+  oracle: Float[np.ndarray, 'resamples 3']
+  tpr: Float[np.ndarray, 'resamples g'] | None
+  precision: Float[np.ndarray, 'resamples g'] | None
 
 
-def areas(test: Sample, scores: Scores, sums: Sums) -> dict[str, Number]:
+def resampled(
+  test: Sample, scores: Scores, with_curves: bool = False
+) -> Resampled:
+  """All metrics of each resample in one pass over the histograms."""
+  grid = GRID if with_curves else GRID[:0]
+
+  def measure(sums):
+    counts = histogram.falling(sums)
+    tuned = roc.Confusion(*histogram.youden_point(counts))
+    columns = (
+      histogram.auroc(counts),
+      histogram.average_precision(counts),
+      np.where(counts.both, tuned.accuracy, np.nan),
+      np.where(counts.both, tuned.f1, np.nan),
+      histogram.best_f1(counts),
+    )
+    curves = histogram.roc_on_grid, histogram.precision_on_grid
+    parts = [np.stack(columns, axis=1), *(f(counts, grid) for f in curves)]
+    return np.concatenate(parts, axis=1)
+
+  found = bootstrap.resampled(_histograms(test, scores), measure, test.counts)
+  tpr, precision = np.split(found[:, 5:], 2, axis=1)
+  return Resampled(
+    found[:, 0],
+    found[:, 1],
+    found[:, 2:5],
+    tpr if with_curves else None,
+    precision if with_curves else None,
+  )
+
+
+def areas(test: Sample, scores: Scores, many: Resampled) -> dict[str, Number]:
   """AUROC and average precision."""
+  ap = roc.average_precision(test.labels, scores)
   return {
-    'auroc': _number(
-      test,
-      roc.auroc(test.labels, scores),
-      lambda: histogram.auroc(sums),
-    ),
-    'ap': _number(
-      test,
-      roc.average_precision(test.labels, scores),
-      lambda: histogram.average_precision(sums),
-    ),
+    'auroc': _number(test, roc.auroc(test.labels, scores), many.auroc),
+    'ap': _number(test, ap, many.ap),
   }
 
 
-def curves(test: Sample, scores: Scores, sums: Sums) -> dict | None:
+def curves(test: Sample, scores: Scores, many: Resampled) -> dict | None:
   """ROC and PR with the bands of the resamples; None with one class."""
   if test.lacking:
     return None
-  whole = _histograms(test, scores, exact=len(scores)).sum(axis=0)[None]
-  roc_band = bootstrap.band(histogram.roc_on_grid(sums, GRID))
-  pr_band = bootstrap.band(histogram.precision_on_grid(sums, GRID))
+  sums = _histograms(test, scores, exact=len(scores)).sum(axis=0)
+  counts = histogram.falling(sums[None])
+  tpr = histogram.roc_on_grid(counts, GRID)[0]
+  precision = histogram.precision_on_grid(counts, GRID)[0]
   return {
-    'roc': _curve(
-      'fpr', 'tpr', histogram.roc_on_grid(whole, GRID)[0], test, roc_band
-    ),
-    'pr': _curve(
-      'recall',
-      'precision',
-      histogram.precision_on_grid(whole, GRID)[0],
-      test,
-      pr_band,
-    ),
+    'roc': _curve('fpr', 'tpr', tpr, test, many.tpr),
+    'pr': _curve('recall', 'precision', precision, test, many.precision),
   }
 
 
@@ -101,7 +123,7 @@ def at_threshold(test: Sample, scores: Scores, cut: float) -> dict[str, Number]:
   """What calling all above `cut` anomalous gives."""
   found = _decided(test, scores, cut)
   return {
-    name: _number(test, value, lambda v=values: v, lacking=lacking)
+    name: _number(test, value, values, lacking)
     for name, (value, values, lacking) in found.items()
   }
 
@@ -111,21 +133,17 @@ def sensitivity_at(test: Sample, scores: Scores, cut: float) -> Number:
   return at_threshold(test, scores, cut)['sensitivity']
 
 
-def oracle(test: Sample, scores: Scores, sums: Sums) -> dict[str, Number]:
+def oracle(test: Sample, scores: Scores, many: Resampled) -> dict[str, Number]:
   """Metrics whose threshold is tuned on the test itself, in each resample."""
+  values = (np.nan,) * 3
+  if not test.lacking:
+    best = roc.youden(test.labels, scores)
+    cut = roc.confusion(test.labels, scores, best.threshold)
+    values = cut.accuracy, cut.f1, roc.best_f1(test.labels, scores).f1
   names = 'oracle_youden_accuracy', 'oracle_youden_f1', 'oracle_best_f1'
-  if test.lacking:
-    return {name: _missing(test, test.lacking) for name in names}
-  best = roc.youden(test.labels, scores)
-  cut = roc.confusion(test.labels, scores, best.threshold)
-  values = float(cut.accuracy), float(cut.f1)
-  values += (roc.best_f1(test.labels, scores).f1,)
-  both = ~np.isnan(histogram.auroc(sums))
-  tuned = roc.Confusion(*histogram.youden_point(sums))
-  resamples = tuned.accuracy, tuned.f1, histogram.best_f1(sums)
   return {
-    name: _number(test, value, lambda r=r: np.where(both, r, np.nan))
-    for name, value, r in zip(names, values, resamples, strict=True)
+    name: _number(test, value, column)
+    for name, value, column in zip(names, values, many.oracle.T, strict=True)
   }
 
 
@@ -189,19 +207,19 @@ def _number(test: Sample, value, values, lacking: str | None = None) -> Number:
   lacking = test.lacking if lacking is None else lacking
   if lacking:
     return _missing(test, lacking)
-  return bootstrap.interval(float(value), values(), *test.sizes)
+  return bootstrap.interval(float(value), values, *test.sizes)
 
 
 def _missing(test: Sample, reason: str) -> Number:
   return bootstrap.missing(reason, *test.sizes)
 
 
-def _curve(x: str, y: str, values, test: Sample, band) -> dict:
+def _curve(x: str, y: str, values, test: Sample, many) -> dict:
   """With one group there is no band: its ends are null."""
   known = test.sizes[2] > 1
   ends = [
     [float(v) if known and np.isfinite(v) else None for v in end]
-    for end in band
+    for end in bootstrap.band(many)
   ]
   return {
     x: GRID.tolist(),

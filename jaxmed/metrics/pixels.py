@@ -31,22 +31,26 @@ def pixel_metrics(
   if not 0 < defects < masks.size:
     reason = 'every pixel is marked' if defects else 'no pixel is marked'
     return {name: bootstrap.missing(reason, *pixels) for name in METRICS}
-  merge, bins = _bins(maps)
-  whole = np.zeros(4 * CODES + 2)
+  place, merge = _places(maps)
+  exact, bins = len(merge), int(merge.max()) + 1
+  whole = np.zeros(4 * exact + 2)
   grouped = np.zeros((test.counts.shape[1], 4 * bins + 2))
   for mask, scores, group in zip(masks, maps, test.groups, strict=True):
-    parts, regions = _image(mask, scores)
-    whole += np.concatenate([parts.ravel(), regions])
-    binned = [np.bincount(merge, part, bins) for part in parts]
-    grouped[group] += np.concatenate([*binned, regions])
-  exact = _measures(whole)
+    at = place[_codes(scores)].ravel()
+    weights, regions = _weights(mask)
+    for totals, own in ((whole, at), (grouped[group], merge[at])):
+      size = (len(totals) - 2) // 4
+      for i, weight in enumerate(weights):
+        totals[i * size : (i + 1) * size] += np.bincount(own, weight, size)
+      totals[-2:] += regions
+  values = _measures(whole)
   many = bootstrap.resampled(grouped, _measures, test.counts)
   found = {}
   for i, name in enumerate(METRICS):
     sizes = pixels
     if name.startswith('aupro'):
       sizes = len(masks), int(whole[i - len(METRICS)]), groups
-    found[name] = bootstrap.interval(float(exact[i]), many[:, i], *sizes)
+    found[name] = bootstrap.interval(float(values[i]), many[:, i], *sizes)
   return found
 
 
@@ -57,35 +61,31 @@ def _codes(maps: Float16[np.ndarray, '*d']) -> np.ndarray:
   return np.where(negative, ~bits, bits | 0x8000).astype(np.int64)
 
 
-def _bins(maps: np.ndarray) -> tuple[np.ndarray, int]:
-  """The bin of every code, of about equal numbers of pixels each."""
+def _places(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Of each code its place among the values there are; of each place its bin.
+
+  Bins hold about equal numbers of pixels.
+  """
   count = sum(np.bincount(_codes(m).ravel(), minlength=CODES) for m in maps)
-  used = np.flatnonzero(count)
-  merged = histogram.merged(count[used], exact=histogram.BINS)
-  merge = np.zeros(CODES, np.int64)  # Codes that do not occur add nothing.
-  merge[used] = merged
-  return merge, int(merged.max()) + 1
+  place = np.cumsum(count > 0) - 1
+  return place, histogram.merged(count[count > 0], exact=histogram.BINS)
 
 
-def _image(mask, scores) -> tuple[np.ndarray, np.ndarray]:
-  """By code: normal and marked pixels, weights of regions; and how many."""
-  codes = _codes(scores).ravel()
-  parts = [
-    np.bincount(codes[~mask.ravel()], minlength=CODES),
-    np.bincount(codes[mask.ravel()], minlength=CODES),
-  ]
-  regions = []
-  for connectivity in CONNECTIVITIES:
-    weights, count = overlap.region_weights(mask[None], connectivity)
-    parts.append(np.bincount(codes, weights.ravel(), CODES))
-    regions.append(count[0])
-  return np.array(parts, np.float64), np.array(regions, np.float64)
+def _weights(mask) -> tuple[list[np.ndarray], np.ndarray]:
+  """Of pixels: normal, marked, shares of their regions; and the regions."""
+  marked = mask.ravel().astype(np.float64)
+  shares, counts = zip(
+    *(overlap.region_weights(mask[None], n) for n in CONNECTIVITIES),
+    strict=True,
+  )
+  regions = np.array([count[0] for count in counts], np.float64)
+  return [1 - marked, marked, *(share.ravel() for share in shares)], regions
 
 
 def _measures(sums: np.ndarray) -> np.ndarray:
   """[..., 4] metrics of sums as `pixel_metrics` lays them out."""
   bins = (sums.shape[-1] - 2) // 4
-  both = sums[..., : 2 * bins]
+  both = histogram.falling(sums[..., : 2 * bins])
   normal, _, *found = np.split(sums[..., : 4 * bins], 4, axis=-1)
   pro = [
     overlap.aupro_of_histograms(normal, weights, sums[..., 4 * bins + i])

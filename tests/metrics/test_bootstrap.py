@@ -55,7 +55,11 @@ def best_f1(labels, scores):
     (histogram.average_precision, metrics.average_precision_score),
     (histogram.best_f1, best_f1),
     (
-      lambda sums: roc.Confusion(*histogram.youden_point(sums)).accuracy,
+      lambda counts: np.where(
+        counts.both,
+        roc.Confusion(*histogram.youden_point(counts)).accuracy,
+        np.nan,
+      ),
       lambda labels, scores: metrics.accuracy_score(
         labels, scores >= roc.youden(labels, scores).threshold
       ),
@@ -65,7 +69,11 @@ def best_f1(labels, scores):
 def test_resamples_equal_brute_force(ours, theirs, ties):
   labels, scores, groups = data(ties=ties)
   test = images.sample(labels, groups, 12, 3)
-  found = ours(images.resampled(test, scores))
+  place, bins = histogram.places(scores)
+  sums = histogram.statistics(labels, place, bins, groups, GROUPS)
+  found = bootstrap.resampled(
+    sums, lambda s: ours(histogram.falling(s)), test.counts
+  )
   expected = brute(
     test.counts,
     groups,
@@ -137,13 +145,15 @@ def test_many_scores_share_bins_without_moving_the_area():
   zeros = np.zeros(20000, int)
   sums = histogram.statistics(labels, place, bins, zeros, 1)
   exact = roc.auroc(labels, scores)
-  np.testing.assert_allclose(histogram.auroc(sums), exact, atol=1e-5)
+  found = histogram.auroc(histogram.falling(sums))
+  np.testing.assert_allclose(found, exact, atol=1e-5)
 
 
 def test_grids_follow_sklearns_curves():
   labels, scores, groups = data()
   test = images.sample(labels, groups, 20, 0)
-  curves = images.curves(test, scores, images.resampled(test, scores))
+  many = images.resampled(test, scores, with_curves=True)
+  curves = images.curves(test, scores, many)
   fpr, tpr, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)
   expected = np.interp(images.GRID, fpr, tpr)
   np.testing.assert_allclose(curves['roc']['tpr'], expected)
@@ -162,15 +172,15 @@ def test_grids_follow_sklearns_curves():
 def test_one_class_is_missing_with_a_reason():
   labels, scores, groups = data()
   test = images.sample(np.zeros_like(labels), groups, 20, 0)
-  sums = images.resampled(test, scores)
-  number = images.areas(test, scores, sums)['auroc'].as_dict()
+  many = images.resampled(test, scores)
+  number = images.areas(test, scores, many)['auroc'].as_dict()
   assert number['value'] is None and number['low'] is None
   assert number['reason'] == 'all examples are normal'
   at = images.at_threshold(test, scores, 0.0)
   assert np.isfinite(at['specificity'].value)
   assert np.isfinite(at['accuracy'].value)
   assert at['sensitivity'].reason and at['f1'].reason
-  assert images.curves(test, scores, sums) is None
+  assert images.curves(test, scores, many) is None
 
 
 def test_one_group_has_a_value_but_no_interval():
