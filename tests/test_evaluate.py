@@ -212,3 +212,15 @@ def test_errors_that_can_be_mended(tmp_path, config):
   with pytest.raises(UserError, match="Did you mean 'good'"):
     evaluation.evaluate(tmp_path, config)
   assert not (tmp_path / 'results.json').exists()
+
+
+def test_without_any_label_all_is_null(tmp_path, config):
+  def forget(table):
+    table['label'][table['split'] == 'test'] = -1
+
+  scored(tmp_path, forget)
+  found = run(tmp_path, config)
+  numbers = found['image']['good'].values()
+  assert all(number['value'] is None for number in numbers)
+  assert all('no labelled' in number['reason'] for number in numbers)
+  assert found['thresholds']['good']['value'] is not None
