@@ -80,6 +80,10 @@ def train(
     ),
     stop,
     dtype=jnp.dtype(config.train.precision),
+    totals={
+      phase.name: min(map(info.batches, phase.cohorts))
+      for phase in method.phases
+    },
   )
   parameters = {part: _size(tree) for part, tree in state.params.items()}
   provenance.add(

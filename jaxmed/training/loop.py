@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+from absl import logging
 
 from jaxmed.method import Batches, Method, Phase, Scalars, State
+from jaxmed.training import compiling
 from jaxmed.training.sharding import Place
 
 
@@ -50,7 +51,7 @@ def train(
   seed: int,
   start: tuple[At, State],
   on_compiled: OnCompiled = lambda phase, step, seconds: None,
-  compiler_options: dict[str, bool | str] | None = None,
+  compiler_options: compiling.Options | None = None,
 ) -> Iterator[tuple[At, State, Scalars]]:
   """Runs every phase from `start` on, yielding after each step and phase.
 
@@ -63,8 +64,7 @@ def train(
       jax.random.fold_in(jax.random.key(seed), index), 3
     )
     if at.step == 0:
-      init = jax.jit(phase.init, out_shardings=during)
-      state = init.lower(init_key, state).compile(_quickly())(init_key, state)
+      state = compiling.call_once(phase.init, during, init_key, state)
     left = None if phase.steps is None else phase.steps - at.step
     batches = itertools.islice(open_cohorts(phase, at.step), left)
 
@@ -72,34 +72,18 @@ def train(
     for number, batch in enumerate(batches, start=at.step):
       step, inputs = phase.step_at(number), (state, batch, step_key, number)
       if step not in compiled:
-        began = time.monotonic()
-        lowered = _jit(step, during).lower(*inputs)
-        compiled[step] = lowered.compile(compiler_options)
-        on_compiled(phase, lowered, time.monotonic() - began)
+        compiled[step], lowered, seconds = compiling.step_ahead(
+          step, during, inputs, compiler_options
+        )
+        on_compiled(phase, lowered, seconds)
       state, scalars = compiled[step](*inputs)
       at = At(at.event + 1, index, number + 1)
       yield at, state, scalars
     after = _shardings(plans[index + 1][0])
+    logging.info('Finishing phase %s.', phase.name)
     state = jax.jit(phase.finish, out_shardings=after)(finish_key, state)
     at = At(at.event + 1, index + 1, 0)
     yield at, state, {}
-
-
-def _jit(step, shardings):
-  def advance(state, batches, key, number):
-    return step(state, batches, jax.random.fold_in(key, number))
-
-  return jax.jit(advance, donate_argnums=0, out_shardings=(shardings, None))
-
-
-def _quickly() -> dict[str, int]:
-  """Compiler's options for what runs once.
-
-  A first draw of every weight is a hundred small programs; a CPU takes twenty
-  times as long to optimise them, a minute, as to run them as they are.
-  """
-  on_cpu = jax.default_backend() == 'cpu'
-  return {'xla_backend_optimization_level': 0} if on_cpu else {}
 
 
 def _shardings(abstract: State) -> State:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,7 @@ def run(
   stop: Callable[[At], bool] = lambda at: False,
   compiler_options: dict | None = None,
   dtype=jnp.float32,
+  totals: Mapping[str, int] | None = None,
 ) -> tuple[At, State, dict[str, float | None]]:
   """Trains `method` to its end, from wherever `folder` stands.
 
@@ -78,6 +79,7 @@ def run(
     stop: asked at every event; true saves and raises `Stopped`.
     compiler_options: of XLA, for the steps.
     dtype: in which the networks compute; its matrix peak is measured.
+    totals: steps of the phases that are one pass, for the time left.
   """
   keep = ocp.training.preservation_policies.LatestN(policy.keep)
   saver = ocp.training.Checkpointer(
@@ -87,7 +89,8 @@ def run(
   )
   with saver, _Signals() as asked:
     at, state = _restore(saver, plans, given)
-    with _Record(method, folder, at, batch, policy.log_every, dtype) as record:
+    meter = Meter(batch, dtype)
+    with _Record(method, folder, at, meter, policy, totals or {}) as record:
       saved = time.monotonic()
       steps = loop.train(
         method,
@@ -164,9 +167,10 @@ class _Record:
   are never drained for it.
   """
 
-  def __init__(self, method, folder, at, batch, log_every, dtype):
-    self._phases, self._start, self._every = method.phases, at, log_every
-    self._meter, self._late = Meter(batch, dtype), deque()
+  def __init__(self, method, folder, at, meter, policy, totals):
+    self._phases, self._start = method.phases, at
+    self._every, self._totals = policy.log_every, totals
+    self._meter, self._late = meter, deque()
     self._log = None
     if jax.process_index() == 0:
       self._log = Log(folder / 'train.jsonl', at)
@@ -211,7 +215,7 @@ class _Record:
       if self._bar:
         self._bar.close()
       resumed = at.phase == self._start.phase
-      total = self._phases[at.phase].steps or 0
+      total = self._phases[at.phase].steps or self._totals.get(name, 0)
       start = self._start.step if resumed else 0
       self._name = name
       self._bar = Progress(total, f'train {name}', 'steps', start)
