@@ -48,7 +48,9 @@ def wrn50(config: ConfigDict) -> ConfigDict:
 
 def folder(config: ConfigDict) -> ConfigDict:
   """Images of a folder, in the untrained trunk."""
-  return _untrained(wrn50(config))
+  config = _untrained(wrn50(config))
+  config.model.coreset_size = 2000
+  return config
 
 
 def phantom(config: ConfigDict) -> ConfigDict:
@@ -56,6 +58,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config = defaults.phantom(_untrained(wrn50(config)))
   config.data.resize = 0
   config.data.size = 64
+  config.model.coreset_size = 1000
   config.train.batch = 64
   config.score.batch = 64
   return config
@@ -81,7 +84,6 @@ def _untrained(config: ConfigDict) -> ConfigDict:
       'pretrain_dim': 128,
       'target_dim': 128,
       'projection': 32,
-      'coreset_share': 0.01,
     }
   )
   return config
