@@ -14,7 +14,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
   Of more than 30 known names, only those that come near are listed.
   """
   known = sorted(known)
-  close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+  close = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5)
   hint = f' Did you mean {close[0]!r}?' if close else ''
   label, listed = 'Known', known
   if len(known) > 30 and close:

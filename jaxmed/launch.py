@@ -18,6 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxmed import (
+  beforehand,
   command,
   evaluate,
   examples,
@@ -35,16 +36,18 @@ from jaxmed.training import distributed
 
 
 def launch(
-  config: ConfigDict, folder: pathlib.Path | str, fresh: bool = False
-) -> None:
-  """Goes the whole way, or what is left of it.
+  config: ConfigDict, folder: pathlib.Path | str = '', fresh: bool = False
+) -> pathlib.Path:
+  """Goes the whole way, or what is left of it; returns the run's folder.
 
   Args:
     config: of `configs/`, e.g. `munit.get_config('phantom')`.
-    folder: of the run; made if it is not there.
+    folder: of the run, made if it is not there; else runs/METHOD-PRESET.
     fresh: begin anew, whatever the folder holds.
   """
-  folder = pathlib.Path(folder).absolute()  # Orbax asks for it.
+  beforehand.check_config(config)
+  folder = pathlib.Path(folder or f'runs/{config.method}-{config.preset}')
+  folder = folder.absolute()  # Orbax asks for it.
   with contextlib.ExitStack() as held:
     if distributed.is_first():
       held.enter_context(workdir.claim(folder))
@@ -71,6 +74,7 @@ def launch(
       logging.info('Everything in %s is done already.', folder)
     for name, _, make in left:
       _timed(name, make, provenance)
+  return folder
 
 
 def _train(
@@ -83,6 +87,7 @@ def _train(
     data = write.prepare(config.data)
 
   _timed('prepare', prepare, provenance)
+  beforehand.check_data(config, open_records(data))
   learn.train(config, folder, data, provenance)
 
 
@@ -114,14 +119,10 @@ def _main(argv: list[str]) -> int:
   distributed.initialize(
     flags.distributed, flags.coordinator, flags.processes, flags.process
   )
-  config = flags.config
-  folder = pathlib.Path(
-    flags.workdir or f'runs/{config.method}-{config.preset}'
-  )
-  launch(config, folder, flags.fresh)
+  folder = launch(flags.config, flags.workdir, flags.fresh)
   if distributed.is_first():
     print(evaluate.table(workdir.read_json(folder / 'results.json')))
-    print(f'Report: {(folder / "report.html").resolve()}')
+    print(f'Report: {folder / "report.html"}')
   return 0
 
 

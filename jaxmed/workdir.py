@@ -24,6 +24,7 @@ FILES = (
   'train.jsonl',
   'checkpoints',
   'final',
+  'scores',
   'calibration.json',
   'scores.parquet',
   'slides.parquet',
@@ -35,6 +36,8 @@ FILES = (
   'report.html',
 )
 
+MOST_SHOWN = 6  # Values of fields that differ.
+
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes the whole file or nothing."""
@@ -44,14 +47,27 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  return json.loads(path.read_text())
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(
+      f'{path} is not the JSON that a run has written ({error}); launch with '
+      '--fresh to begin the run anew.'
+    ) from error
 
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path) -> Iterator[None]:
   """Holds a run's folder for this process; a second launch is refused."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / '.lock').open('a+') as lock:
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / '.lock').open('a+')
+  except OSError as error:
+    raise UserError(
+      f'The folder {workdir} cannot be used: {error.strerror}; give another '
+      '--workdir.'
+    ) from error
+  with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -67,31 +83,61 @@ def claim(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def settle(workdir: pathlib.Path, config: ConfigDict, fresh: bool) -> None:
-  """Writes the config, or refuses a folder made with another one."""
-  if fresh:
-    clear(workdir)
+  """Writes the config, or refuses a folder made with another one.
+
+  A folder that holds nothing learned, because the launch was mistaken or
+  stopped before, takes any config.
+  """
   path = workdir / 'config.json'
   plain = plain_config(config)
   if not path.exists():
-    write_json(path, plain | {'changed': changed(config)})
-    return
-  before = read_json(path)
-  before.pop('changed', None)
-  differ = differences(before, plain)
-  if differ:
-    listed = ', '.join(
-      f'{name} ({old!r} there, {new!r} now)'
-      for name, (old, new) in sorted(differ.items())
-    )
-    raise UserError(
-      f'{workdir} was made with another config: {listed}; give another '
-      '--workdir, or --fresh to begin this one anew.'
-    )
+    if strange := [name for name in FILES if (workdir / name).exists()]:
+      raise UserError(
+        f'{workdir} has {strange[0]} but no config.json, so it is not the '
+        'folder of a run, and nothing in it is touched; give another --workdir.'
+      )
+  elif not fresh:
+    before = read_json(path)
+    before.pop('changed', None)
+    differ = differences(before, plain)
+    if not differ:
+      return
+    if _has_learned(workdir):
+      raise UserError(
+        f'{workdir} was made with another config: {_listed(differ)}; give '
+        'another --workdir, or --fresh to begin this one anew.'
+      )
+  clear(workdir)
+  write_json(path, plain | {'changed': changed(config)})
+
+
+def _has_learned(workdir: pathlib.Path) -> bool:
+  checkpoints = workdir / 'checkpoints'
+  saved = checkpoints.is_dir() and any(checkpoints.iterdir())
+  return saved or (workdir / 'final').exists()
+
+
+def _listed(differ: dict[str, tuple]) -> str:
+  """All names, and the values of the first few."""
+  names = sorted(differ, key=lambda n: (n not in ('method', 'preset'), n))
+  some = [
+    f'{name} ({_short(differ[name][0])} there, {_short(differ[name][1])} now)'
+    for name in names[:MOST_SHOWN]
+  ]
+  return ', '.join(some + names[MOST_SHOWN:])
+
+
+def _short(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else f'{text[:56]} ...'
 
 
 def clear(workdir: pathlib.Path) -> None:
-  """Removes what a run has left; other files are not ours to touch."""
-  for name in FILES:
+  """Removes what a run has left; other files are not ours to touch.
+
+  The config goes last: without it, what is left would be nobody's.
+  """
+  for name in reversed(FILES):
     path = workdir / name
     if path.is_dir():
       shutil.rmtree(path)

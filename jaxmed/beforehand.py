@@ -1,0 +1,85 @@
+"""Mistakes that would show after hours of training, found before it.
+
+A run's config is settled once it has learned something, so a test that is
+empty or a batch that no device count divides must be known by then.
+"""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmed import errors, methods, score_records
+from jaxmed.datasets.records import Records
+from jaxmed.errors import UserError
+from jaxmed.training import sharding
+
+GROUPS = ('data', 'model', 'train', 'score', 'eval', 'report')
+PRECISIONS = ('float32', 'bfloat16')
+# (field, least, most); None: no bound.
+BOUNDS = (
+  ('data.size', 2, None),
+  ('train.batch', 1, None),
+  ('train.steps', 1, None),
+  ('train.save_minutes', 0, None),
+  ('train.keep', 1, None),
+  ('train.log_every', 1, None),
+  ('score.batch', 1, None),
+  ('score.stride', 0, None),
+  ('score.tissue', 0, 1),
+  ('score.max_failed', 0, 1),
+  ('eval.quantile', 0, 1),
+  ('eval.specificity', 0, 1),
+  ('eval.resamples', 1, None),
+  ('report.examples', 0, None),
+)
+
+
+def check_config(config: ConfigDict) -> None:
+  """What can be known of a config alone."""
+  for name in ('method', 'preset', 'seed', *GROUPS):
+    if name not in config:
+      raise UserError(
+        f'The config has no {name!r}; begin it from jaxmed.configs.defaults, '
+        'which has all that a launch reads.'
+      )
+  if config.method not in methods.names():
+    raise errors.unknown('method', config.method, methods.names())
+  if config.train.precision not in PRECISIONS:
+    raise errors.unknown(
+      'precision (config.train.precision)', config.train.precision, PRECISIONS
+    )
+  check_numbers(config)
+
+
+def check_numbers(config: ConfigDict) -> None:
+  for name, least, most in BOUNDS:
+    group, field = name.split('.')
+    value = config[group][field]
+    if value < least or (most is not None and value > most):
+      bounds = f'at least {least}' if most is None else f'{least} to {most}'
+      raise UserError(f'config.{name} is {value}; it has to be {bounds}.')
+
+
+def check_data(config: ConfigDict, records: Records) -> None:
+  """What scoring will ask of the data and the devices."""
+  sharding.batch_sharding(
+    sharding.make_mesh(jax.local_devices()), config.score.batch
+  )
+  drawn = [records.select(query) for query in config.data.cohorts.values()]
+  rows = np.concatenate([score_records.chosen(config, records), *drawn])
+  if not config.data.resize:
+    _refuse_small(records, np.unique(rows), config.data.size)
+
+
+def _refuse_small(records: Records, rows: np.ndarray, size: int) -> None:
+  index = records.index.select(('key', 'width', 'height')).take(rows)
+  sides = [index[name].to_numpy() for name in ('width', 'height')]
+  small = np.flatnonzero(np.minimum(*sides) < size)
+  if len(small):
+    width, height = (side[small[0]] for side in sides)
+    raise UserError(
+      f'{len(small)} of {len(rows)} images are smaller than data.size = '
+      f'{size}, the first {index["key"][small[0].item()]} of {width} x '
+      f'{height} px; choose a smaller --config.data.size, or set '
+      f'--config.data.resize to at least {size} to enlarge.'
+    )
