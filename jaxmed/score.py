@@ -38,6 +38,7 @@ class Found:
       the validation normals.
     maps: the same by pixel, of the maps asked for.
     panels: pictures in [0, 1], e.g. a reconstruction, if asked for.
+    images: as they were scored: resized and cut.
   """
 
   scores: dict[str, Float[np.ndarray, 'n']]
@@ -45,6 +46,7 @@ class Found:
   anomalous: Bool[np.ndarray, 'n']
   maps: dict[str, Float[np.ndarray, 'n h w']]
   panels: dict[str, Float[np.ndarray, 'n h w c']]
+  images: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,17 +118,20 @@ class Run:
 
   def score(
     self,
-    images: Sequence[np.ndarray | str | os.PathLike],
+    images: str | os.PathLike | Sequence[np.ndarray | str | os.PathLike],
     maps: Iterable[str] | None = None,
     panels: bool = False,
   ) -> Found:
     """Scores images, given as arrays (uint8, uint16) or as files.
 
     Args:
-      images: each is resized and cut as the run's config says of its data.
+      images: one file or several images; each is resized and cut as the run's
+        config says of its data.
       maps: names of the pixel maps wanted; None gives them all.
       panels: whether to make the pictures that a report shows, too.
     """
+    if isinstance(images, str | os.PathLike):
+      images = [images]
     maps = self.map_names if maps is None else tuple(maps)
     parts = list(self.parts(self._batches(images), maps, panels))
     if not parts:
@@ -145,7 +150,18 @@ class Run:
       scores[self.primary] > threshold,
       whole('pixel'),
       whole('panels'),
+      np.concatenate([part.batch.image for part in parts]),
     )
+
+  def score_slide(
+    self, path: str | os.PathLike, mpp: float | None = None
+  ) -> 'SlideFound':
+    """Scores every tile of a slide; `mpp` is used in place of the file's."""
+    from jaxmed import score_slides  # It is built on this module.
+    from jaxmed.slides.reader import open_slide
+
+    with open_slide(path, mpp) as slide:
+      return score_slides.score_slide(self, slide)
 
   def calibrate(self, name: str, values: np.ndarray) -> np.ndarray:
     """The share of validation normals below each value."""

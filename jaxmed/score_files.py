@@ -1,6 +1,6 @@
 """Scores files that a user names: images and whole slides."""
 
-import collections
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import pyarrow as pa
+import tifffile
 from PIL import Image
 
 from jaxmed import workdir
 from jaxmed.errors import UserError
-from jaxmed.pipeline import read_batch
 from jaxmed.progress import Progress, progress
 from jaxmed.score import Run
-from jaxmed.score_slides import THUMBNAIL, overlay, score_slide
+from jaxmed.score_slides import THUMBNAIL, grid_of, overlay, score_slide
 from jaxmed.slides import heatmap
 from jaxmed.slides.reader import open_slide
 
@@ -35,7 +35,12 @@ def score_files(
       raise UserError(f'There is no file {file}.')
   run = Run(folder)
   out = out or run.folder / 'scored'
-  out.mkdir(parents=True, exist_ok=True)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'The folder {out} cannot be used: {error.strerror}; give another --out.'
+    ) from error
   slides = [file for file in files if _is_slide(file)]
   images = [file for file in files if file not in slides]
   paths = _overlay_paths(files, out)
@@ -57,29 +62,31 @@ def score_files(
 def _is_slide(file: pathlib.Path) -> bool:
   suffix = file.suffix.lower()
   if suffix in PYRAMIDS:
-    with Image.open(file) as image:
-      return getattr(image, 'n_frames', 1) > 1
+    try:
+      with tifffile.TiffFile(file) as image:
+        return len(image.pages) > 1
+    except Exception:  # Of many kinds; reading it as an image will tell.
+      return False
   return suffix in SLIDES
 
 
 def _images(run: Run, files: Sequence[pathlib.Path], paths) -> list[dict]:
   names = run.map_names[:1]
   found = run.score(files, maps=names)
-  pixels = read_batch(files, run.config.data)
   rows = []
   for i, file in enumerate(files):
     scores = {k: float(v[i]) for k, v in found.scores.items()}
     calibrated = {k: float(v[i]) for k, v in found.calibrated.items()}
     rows.append(_row(file, scores, calibrated, bool(found.anomalous[i])))
     for name in names:
-      _overlay(paths[file], pixels[i], found.maps[name][i])
+      _overlay(paths[file], found.images[i], found.maps[name][i])
   return rows
 
 
 def _slide(run: Run, file: pathlib.Path, mpp: float | None, path) -> dict:
   with open_slide(file, mpp) as slide:
-    tiles = np.prod(slide.size) // run.config.data.size**2
-    bar = Progress(int(tiles), file.name, 'tiles')
+    grid = grid_of(run, slide.size)
+    bar = Progress(grid.rows * grid.columns, file.name, 'tiles')
     found = score_slide(run, slide, bar)
     bar.close()
     picture = slide.thumbnail(THUMBNAIL)
@@ -106,11 +113,14 @@ def _row(file, scores: dict, calibrated: dict, anomalous: bool) -> dict:
 
 def _overlay_paths(files: Sequence[pathlib.Path], out: pathlib.Path) -> dict:
   """Files of one name in several folders get names of their own."""
-  paths, used = {}, collections.Counter()
+  paths, used = {}, set()
   for file in files:
-    used[file.stem] += 1
-    number = f'_{used[file.stem]}' if used[file.stem] > 1 else ''
-    paths[file] = out / f'{file.stem}{number}_overlay.png'
+    numbered = (f'{file.stem}_{i}' for i in itertools.count(2))
+    stem = next(
+      s for s in itertools.chain([file.stem], numbered) if s not in used
+    )
+    used.add(stem)
+    paths[file] = out / f'{stem}_overlay.png'
   return paths
 
 

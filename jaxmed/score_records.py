@@ -1,6 +1,7 @@
 """Scores the validation normals and the test records of a run's data."""
 
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -49,8 +50,10 @@ def score_records(run: Run, records: Records) -> None:
   table, maps = _score(run, records, mine, mapped)
   number = jax.process_index()
   pq.write_table(table, parts / f'part-{number}.parquet')
+  own = parts / f'maps-{number}.npz'
+  own.unlink(missing_ok=True)
   if maps:
-    np.savez(parts / f'maps-{number}.npz', **maps)
+    np.savez(own, **maps)
   distributed.only_first(lambda: _merge(run, parts), 'scored records')
 
 
@@ -144,10 +147,16 @@ def _concatenated(named: list[dict]) -> dict[str, np.ndarray]:
 
 
 def _merge(run: Run, parts: pathlib.Path) -> None:
+  """Puts the hosts' parts together; others are of a launch that was killed."""
+
+  def files(kind: str, suffix: str) -> list[pathlib.Path]:
+    numbers = range(jax.process_count())
+    return [parts / f'{kind}-{number}.{suffix}' for number in numbers]
+
   table = pa.concat_tables(
-    [pq.read_table(p) for p in sorted(parts.glob('part-*.parquet'))]
+    [pq.read_table(p) for p in files('part', 'parquet')]
   ).sort_by('row')
-  saved = [dict(np.load(p)) for p in sorted(parts.glob('maps-*.npz'))]
+  saved = [_loaded(p) for p in files('maps', 'npz') if p.exists()]
   if saved:
     (run.folder / 'maps').mkdir(exist_ok=True)
     np.savez_compressed(run.folder / 'maps/pixel.npz', **_concatenated(saved))
@@ -155,9 +164,12 @@ def _merge(run: Run, parts: pathlib.Path) -> None:
     run.folder / 'calibration.json', _calibration(run.config, table)
   )
   workdir.write_table(run.folder / 'scores.parquet', table)
-  for part in parts.iterdir():
-    part.unlink()
-  parts.rmdir()
+  shutil.rmtree(parts)
+
+
+def _loaded(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with np.load(path) as saved:
+    return dict(saved)
 
 
 def _calibration(config: ConfigDict, table: pa.Table) -> dict:

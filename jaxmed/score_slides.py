@@ -60,15 +60,20 @@ class SlideFound:
 def score_slide(
   run: Run, slide: Slide, progress: Progress | None = None
 ) -> SlideFound:
-  """Scores the tiles of an open slide that hold enough tissue."""
+  """Scores the tiles of an open slide that hold enough tissue.
+
+  `progress` counts all tiles of `grid_of`, the empty ones at once.
+  """
   config = run.config
-  grid = tile_grid(slide.size, config.data.size, config.score.stride)
+  grid = grid_of(run, slide.size)
   tissue = coverage(tissue_mask(slide), grid) >= config.score.tissue
   places = np.argwhere(tissue)
   maps = {
     k: np.full((grid.rows, grid.columns), np.nan, np.float32) for k in run.names
   }
   failures = []
+  if progress:
+    progress.add(tissue.size - len(places))
   reading = _read_ahead(run, slide, grid, places, failures)
   for part in run.parts(reading):
     row, column = places[part.batch.row].T
@@ -100,7 +105,9 @@ def score_slides(run: Run, records: Records) -> None:
   folder = run.folder / 'maps'
   folder.mkdir(exist_ok=True)
   left = [s for s in mine if not (folder / f'{s["group"]}.json').exists()]
-  bar = Progress(_tiles(run, left), 'score slides', 'tiles')
+  grids = [grid_of(run, (s['width'], s['height'])) for s in left]
+  tiles = sum(grid.rows * grid.columns for grid in grids)
+  bar = Progress(tiles, 'score slides', 'tiles')
   for facts in left:
     path = records.directory / facts['path']
     with open_slide(path, facts['mpp']) as slide:
@@ -117,10 +124,9 @@ def _test_slides(records: Records) -> list[dict]:
   return [s for s in records.slides.to_pylist() if s['split'] == 'test']
 
 
-def _tiles(run: Run, slides: list[dict]) -> int:
-  """About how many tiles have tissue, before any slide is opened."""
-  side = run.config.score.stride or run.config.data.size
-  return sum(s['width'] * s['height'] // side**2 for s in slides)
+def grid_of(run: Run, size: tuple[int, int]) -> Grid:
+  """The tiles of a slide of this (width, height)."""
+  return tile_grid(size, run.config.data.size, run.config.score.stride)
 
 
 def _read_ahead(run, slide, grid, places, failures) -> Iterator:
