@@ -32,26 +32,38 @@ def _parser() -> argparse.ArgumentParser:
     commands,
     'launch',
     None,
-    'prepare, train, score, evaluate and report in one go '
-    '(the same as python -m jaxmed.launch)',
+    'prepare, train, score, evaluate and report in one go; the same as '
+    'python -m jaxmed.launch',
   )
   score = _add(
     commands,
     'score',
     _score,
     'score images or slides with a trained run',
-    'Writes scores.parquet, and for each image or slide an overlay of its '
-    'primary map, into --out. Slides are told from images by their suffix.',
+    'Writes scores.parquet into --out: the scores, how they stand among the '
+    'validation normals, and whether the primary one exceeds its threshold; '
+    'and an overlay of the map for each image or slide. Slides are known by '
+    'their suffix, or as TIFF of several levels.',
   )
   _workdir(score)
-  score.add_argument('files', nargs='+', type=pathlib.Path, metavar='FILE')
+  score.add_argument(
+    'files',
+    nargs='+',
+    type=pathlib.Path,
+    metavar='FILE',
+    help='PNG, JPEG or TIFF images, or slides that OpenSlide reads',
+  )
   score.add_argument(
     '--out',
     type=pathlib.Path,
-    help='where to write (default: WORKDIR/scored)',
+    metavar='FOLDER',
+    help='where to write; made if need be (default: WORKDIR/scored)',
   )
   score.add_argument(
-    '--mpp', type=float, help='micrometres per pixel, if a slide lacks them'
+    '--mpp',
+    type=float,
+    metavar='UM',
+    help='micrometres per pixel of the slides, in place of what they say',
   )
   evaluate = _add(
     commands,
@@ -62,9 +74,21 @@ def _parser() -> argparse.ArgumentParser:
     'prints the table. Options override the run for this once.',
   )
   _workdir(evaluate)
-  evaluate.add_argument('--primary', help='the score named first')
-  evaluate.add_argument('--quantile', type=float, help='for the threshold')
-  evaluate.add_argument('--resamples', type=int, help='of the bootstrap')
+  evaluate.add_argument(
+    '--primary', metavar='SCORE', help='the score that is named first'
+  )
+  evaluate.add_argument(
+    '--quantile',
+    type=float,
+    metavar='Q',
+    help='of the validation normals, where the threshold is (e.g. 0.95)',
+  )
+  evaluate.add_argument(
+    '--resamples',
+    type=int,
+    metavar='N',
+    help='of the bootstrap, for the intervals (e.g. 2000)',
+  )
   report = _add(
     commands,
     'report',
@@ -85,10 +109,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(commands, name, run, summary, description=''):
   parser = commands.add_parser(
-    name, help=summary, description=description or summary
+    name,
+    help=summary,
+    description=description or f'{summary[0].upper()}{summary[1:]}.',
   )
   parser.add_argument(
-    '--debug', action='store_true', help='tracebacks of every error'
+    '--debug', action='store_true', help='show the traceback of every error'
   )
   parser.set_defaults(run=run)
   return parser
@@ -115,12 +141,13 @@ def _score(parsed) -> None:
 
 def _evaluate(parsed) -> None:
   command.set_up()
-  from jaxmed import evaluate, workdir
+  from jaxmed import beforehand, evaluate, workdir
 
   config = workdir.load_config(parsed.workdir)
   for name in ('primary', 'quantile', 'resamples'):
     if (value := getattr(parsed, name)) is not None:
       config.eval[name] = value
+  beforehand.check_numbers(config)
   print(evaluate.table(evaluate.evaluate(parsed.workdir, config)))
 
 

@@ -235,9 +235,10 @@ def _read(path: pathlib.Path, preset: str | None) -> ConfigDict:
       if frame.filename == str(path)
     ]
     line = getattr(error, 'lineno', None) or (lines or [0])[-1]
+    place = f' at line {line}' if line else ''
     raise UserError(
-      f'The config file {path} fails at line {line}: '
-      f'{type(error).__name__}: {error}; --debug shows the traceback.'
+      f'The config file {path} fails{place}: {type(error).__name__}: '
+      f'{getattr(error, "msg", error)}; --debug shows the traceback.'
     ) from error
   if not isinstance(config, ConfigDict):
     raise UserError(

@@ -10,7 +10,6 @@ import pathlib
 
 import numpy as np
 import pyarrow.parquet as pq
-from absl import logging
 from ml_collections import ConfigDict
 
 from jaxmed import errors, workdir
@@ -59,8 +58,6 @@ def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
   results['warnings'] = list(warnings.texts)
   plain = _plain(results)
   workdir.write_json(folder / 'results.json', plain)
-  for text in plain['warnings']:
-    logging.warning('%s', text)
   return plain
 
 

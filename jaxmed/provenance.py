@@ -66,6 +66,8 @@ def _now() -> str:
 def _commit() -> str:
   """Of the checkout that runs, if it is one."""
   here = pathlib.Path(__file__).parent
+  if not (here.parent / '.git').exists():
+    return ''  # Installed, maybe inside somebody else's checkout.
   git = ['git', '-C', str(here), 'describe', '--always', '--dirty']
   try:
     done = subprocess.run(git, capture_output=True, text=True, timeout=10)
