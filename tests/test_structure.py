@@ -1,0 +1,215 @@
+"""The house rules that a machine can check: imports, names, dependencies."""
+
+import ast
+import importlib.metadata
+import pathlib
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / 'jaxmed'
+# What each room may import of ours. Rooms that are not listed see everything:
+# they are the top floor.
+EVERYBODYS = {'errors', 'progress'}
+MAY_IMPORT = {
+  'errors': set(),
+  'progress': set(),
+  'method': set(),
+  'ops': {'method'},
+  'nn': {'method', 'ops'},
+  'weights': {'method', 'nn'},
+  'methods': {'method', 'nn', 'ops', 'weights'},
+  'slides': set(),
+  'datasets': {'slides'},
+  'pipeline': {'datasets', 'method'},
+  'training': {'method'},
+  'metrics': set(),
+  'report': set(),
+  'workdir': set(),
+  'provenance': {'workdir'},
+}
+TOP = {
+  '__init__',
+  'beforehand',
+  'cli',
+  'command',
+  'doctor',
+  'evaluate',
+  'examples',
+  'launch',
+  'learn',
+  'score',
+  'score_files',
+  'score_records',
+  'score_slides',
+}
+BARRED = ('tensorflow', 'torch', 'torchvision')
+FORBIDDEN = re.compile(r'(util|helper|common|manager|engine|misc|tool|base)s?')
+# Imported under another name than that of the distribution's module, or by
+# another distribution.
+IMPORTED_AS = {'openslide-bin': 'openslide', 'orbax-checkpoint': 'orbax'}
+
+
+def _files() -> list[pathlib.Path]:
+  return sorted(PACKAGE.rglob('*.py'))
+
+
+def _room(path: pathlib.Path) -> str:
+  """The folder of the package, or the module, that a file is."""
+  parts = path.relative_to(PACKAGE).parts
+  return parts[0].removesuffix('.py')
+
+
+def _imports(path: pathlib.Path) -> Iterator[str]:
+  """Full names of what a file imports, at the top or later."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path} has a relative import'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def _ours(path: pathlib.Path) -> set[str]:
+  """The other rooms that a file imports from."""
+  names = [n.split('.') for n in _imports(path) if n.startswith('jaxmed.')]
+  rooms = {name[1] for name in names} - {'__version__', _room(path)}
+  return rooms
+
+
+def test_every_room_has_its_rule():
+  rooms = {_room(path) for path in _files()}
+  assert rooms == TOP | set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize('room', MAY_IMPORT)
+def test_imports_go_one_way(room):
+  allowed = MAY_IMPORT[room] | EVERYBODYS
+  if room in EVERYBODYS:
+    allowed = set()
+  for path in _files():
+    if _room(path) == room:
+      strange = _ours(path) - allowed
+      assert not strange, f'{path.relative_to(ROOT)} imports {strange}'
+
+
+def test_the_rules_have_no_circle():
+  def below(room: str, above: tuple[str, ...]) -> None:
+    assert room not in above, f'{" <- ".join((*above, room))}'
+    for other in MAY_IMPORT[room]:
+      below(other, (*above, room))
+
+  for room in MAY_IMPORT:
+    below(room, ())
+
+
+def test_a_method_is_read_alone():
+  """No method imports another one."""
+  for path in (PACKAGE / 'methods').glob('*.py'):
+    names = [n for n in _imports(path) if n.startswith('jaxmed.methods')]
+    assert not names, f'{path.name} imports {names}'
+
+
+def test_configs_import_configs_alone():
+  for path in (ROOT / 'configs').glob('*.py'):
+    for name in _imports(path):
+      if name.startswith('jaxmed'):
+        assert name.startswith(('jaxmed.configs', 'jaxmed.errors')), (
+          f'{path.name} imports {name}'
+        )
+
+
+def test_no_torch_and_no_tensorflow():
+  for path in _files():
+    for name in _imports(path):
+      assert name.split('.')[0] not in BARRED, f'{path} imports {name}'
+
+
+def test_files_are_named_for_what_they_do():
+  for path in [*_files(), *(p for p in PACKAGE.rglob('*') if p.is_dir())]:
+    assert not FORBIDDEN.fullmatch(path.stem), path
+
+
+def test_nothing_prints_but_commands():
+  may = {'cli', 'command', 'launch'}
+  for path in _files():
+    for node in ast.walk(ast.parse(path.read_text())):
+      calls = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+      if calls and node.func.id == 'print':
+        assert _room(path) in may, f'{path}, line {node.lineno}, prints'
+
+
+def test_every_module_says_what_it_is_for():
+  for path in _files():
+    assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_dependencies_are_imported_and_imports_are_dependencies():
+  with (ROOT / 'pyproject.toml').open('rb') as file:
+    project = tomllib.load(file)['project']
+  declared = {re.match(r'[\w.-]+', d)[0] for d in project['dependencies']}
+  imported = {n.split('.')[0] for path in _files() for n in _imports(path)}
+  imported -= set(sys.stdlib_module_names) | {'jaxmed'}
+  of = importlib.metadata.packages_distributions()
+  plain = lambda name: re.sub(r'[-_.]+', '-', name).lower()
+  used = {plain(d) for name in imported for d in of.get(name, [name])}
+  used |= {d for d, name in IMPORTED_AS.items() if name in imported}
+  assert {plain(d) for d in declared} <= used, 'declared, but never imported'
+  for name in imported:
+    known = {plain(d) for d in of.get(name, [name])}
+    assert known & {plain(d) for d in declared}, f'{name} is not declared'
+
+
+def test_the_wheel_has_every_package():
+  with (ROOT / 'pyproject.toml').open('rb') as file:
+    packages = tomllib.load(file)['tool']['setuptools']['packages']
+  folders = {
+    '.'.join(path.parent.relative_to(ROOT).parts)
+    for path in PACKAGE.rglob('__init__.py')
+  }
+  assert set(packages) == folders | {'jaxmed.configs'}
+
+
+def test_import_is_quick_and_loads_nothing_heavy():
+  heavy = (
+    'jax',
+    'flax',
+    'grain',
+    'matplotlib',
+    'numpy',
+    'orbax',
+    'pyarrow',
+    'sklearn',
+    'tensorflow',
+    'tensorflow_datasets',
+    'torch',
+  )
+  code = (
+    'import sys, jaxmed; from jaxmed import errors; '
+    f'print([m for m in {heavy!r} if m in sys.modules])'
+  )
+  began = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.stdout.strip() == '[]', done.stdout + done.stderr
+  assert time.monotonic() - began < 10  # Under 2 s where nobody else computes.
+
+
+def test_the_command_answers_before_it_loads_jax():
+  code = (
+    'import sys\nfrom jaxmed import cli\n'
+    'try: cli.main(["score", "--help"])\nexcept SystemExit: pass\n'
+    'print("jax" in sys.modules)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.stdout.strip().endswith('False'), done.stdout + done.stderr
