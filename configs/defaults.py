@@ -121,6 +121,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
   )
   config.data.test_per_class = 16
   config.train.steps = 12
+  config.train.save_minutes = 0.0  # So short a run is soon killed.
   config.eval.resamples = 200
   config.report.examples = 2
   return config

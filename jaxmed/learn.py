@@ -12,10 +12,18 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jaxmed import methods, workdir
+from jaxmed import errors, methods, workdir
 from jaxmed.datasets.records import Records, open_records
 from jaxmed.errors import UserError
-from jaxmed.method import Batches, Info, Method, Phase, State
+from jaxmed.method import (
+  Batch,
+  Batches,
+  Info,
+  Method,
+  Phase,
+  Score,
+  State,
+)
 from jaxmed.pipeline import augment, open_cohort
 from jaxmed.provenance import Provenance
 from jaxmed.training import distributed, loop, run, sharding
@@ -56,6 +64,8 @@ def train(
   method = dataclasses.replace(method, phases=tuple(phases))
   _refuse_empty(method, config.data.cohorts, info)
   place = sharding.place(mesh, method.sharding, config.train.fsdp)
+  plans = loop.plan(method, place, given)
+  primary_score(config, shapes(method, plans[-1][0], info, config.score.batch))
   provenance.add(
     data={
       'name': config.data.name,
@@ -70,7 +80,7 @@ def train(
   _, state, rates = run.run(
     method,
     _opener(records, cohorts, rows, config),
-    loop.plan(method, place, given),
+    plans,
     config.seed,
     folder,
     given,
@@ -142,6 +152,25 @@ def assemble(
   given = jax.device_put(State(frozen=frozen), sharding.replicated(mesh))
   weights = [{'part': part} | facts for part, (_, facts) in loaded.items()]
   return method, given, weights
+
+
+def shapes(method: Method, state: State, info: Info, batch: int) -> Score:
+  """What the method says of a batch, by shape alone."""
+  one = jax.ShapeDtypeStruct((batch,), jnp.int32)
+  image = jax.ShapeDtypeStruct((batch, *info.image), jnp.uint8)
+  args = state, Batch(image, one, one), jax.random.key(0)
+  if method.search is not None:
+    found = jax.eval_shape(method.search.init, args[2], *args[:2])
+    args = *args, found
+  return jax.eval_shape(method.score, *args)
+
+
+def primary_score(config: ConfigDict, score: Score) -> str:
+  """The name of the score that is named first, before anything is tested."""
+  name = config.eval.primary or next(iter(score.image))
+  if name not in score.image:
+    raise errors.unknown('score (config.eval.primary)', name, score.image)
+  return name
 
 
 def _several(batches: Iterator, count: int) -> Iterator:

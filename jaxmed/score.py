@@ -101,10 +101,7 @@ class Run:
   @property
   def primary(self) -> str:
     """The score that was named first before anything was tested."""
-    name = self.config.eval.primary or self.names[0]
-    if name not in self.names:
-      raise errors.unknown('score (config.eval.primary)', name, self.names)
-    return name
+    return learn.primary_score(self.config, self._shapes)
 
   @functools.cached_property
   def calibration(self) -> dict:
@@ -233,17 +230,7 @@ class Run:
 
   @functools.cached_property
   def _shapes(self):
-    height, width, channels = self.info.image
-    one = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
-    image = (self.batch, height, width, channels)
-    batch = Batch(jax.ShapeDtypeStruct(image, jnp.uint8), one, one)
-    args = self._state, batch, self._key
-    if self.method.search is not None:
-      found = jax.eval_shape(
-        self.method.search.init, self._key, self._state, batch
-      )
-      args = *args, found
-    return jax.eval_shape(self.method.score, *args)
+    return learn.shapes(self.method, self._state, self.info, self.batch)
 
 
 def _on_host(batch: Batch, scores) -> Part:

@@ -42,8 +42,8 @@ class Policy:
   Attributes:
     save_minutes: least time between two saves inside a phase.
     keep: how many checkpoints are kept.
-    log_every: steps between lines of the log; saving and stopping are decided
-      at these steps, because there all hosts agree.
+    log_every: steps between lines of the log. Saving is decided at these
+      steps, and where there are several hosts, stopping too: there they agree.
   """
 
   save_minutes: float = 5.0
@@ -105,8 +105,9 @@ def run(
         stopping, due = bool(stop(at)), at.step == 0
         if not due:
           record.step(at, scalars)
-        if at.step % policy.log_every == 0:
-          ripe = time.monotonic() - saved >= 60 * policy.save_minutes
+        at_line = at.step % policy.log_every == 0
+        ripe = at_line and time.monotonic() - saved >= 60 * policy.save_minutes
+        if at_line or jax.process_count() == 1:
           stopping, due = _agree(stopping or asked.is_set(), due or ripe)
         record.check(keep=0 if due or stopping else 2)
         if due or stopping:
