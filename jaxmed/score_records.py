@@ -180,12 +180,26 @@ def _calibration(config: ConfigDict, table: pa.Table) -> dict:
   for column in normal.column_names:
     if column.startswith('score.'):
       values = normal[column].to_numpy()
+      finite = values[np.isfinite(values)]
+      if len(finite) < len(values):
+        logging.warning(
+          '%d of %d validation normals have no finite %s; they are left out '
+          'of its threshold.',
+          len(values) - len(finite),
+          len(values),
+          column,
+        )
+      if not len(finite):
+        raise UserError(
+          f'No validation normal has a finite {column}, so it has no '
+          'threshold; look at train.jsonl for how training went.'
+        )
       found[column.removeprefix('score.')] = {
         'quantile': grid.tolist(),
-        'value': np.quantile(values, grid).tolist(),
-        'threshold': float(np.quantile(values, config.eval.quantile)),
+        'value': np.quantile(finite, grid).tolist(),
+        'threshold': float(np.quantile(finite, config.eval.quantile)),
         'threshold_quantile': config.eval.quantile,
-        'n': len(values),
+        'n': len(finite),
         'groups': len(normal['group'].unique()),
       }
   return found
