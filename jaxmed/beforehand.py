@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxmed import errors, methods, score_records
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
+from jaxmed.pipeline.frame import Frame
 from jaxmed.training import sharding
 
 GROUPS = ('data', 'model', 'train', 'score', 'eval', 'report')
@@ -65,6 +66,7 @@ def check_data(config: ConfigDict, records: Records) -> None:
   sharding.batch_sharding(
     sharding.make_mesh(jax.local_devices()), config.score.batch
   )
+  Frame.of(config.data, records.bits)
   drawn = [records.select(query) for query in config.data.cohorts.values()]
   rows = np.concatenate([score_records.chosen(config, records), *drawn])
   if not config.data.resize:

@@ -259,7 +259,8 @@ def _unfit(error: Exception, fields: Mapping[str, Any]) -> UserError:
   """What a flag should have been, where its error does not say so."""
   given = re.match(r'flag --config\.([\w.]+)=', str(error))
   if not given or given[1] not in fields:
-    return UserError(str(error))
+    text = str(error).replace(' ?', '?')
+    return UserError(text if text[-1:] in '.?' else f'{text}.')
   word = str(error).removeprefix('flag ').partition(': ')[0]
   now = fields[given[1]]
   if isinstance(now, ConfigDict):
