@@ -53,7 +53,7 @@ from jaxmed.method import (
 )
 from jaxmed.nn.fit import fit, start
 from jaxmed.nn.munit import STYLE_DOWN, Discriminator, Generator, Style
-from jaxmed.ops.compare import compare, compare_maps
+from jaxmed.ops.compare import MAPS, SCORES, compare, compare_maps
 from jaxmed.weights.names import TORCH, Table
 
 OTHER = {'a': 'b', 'b': 'a'}
@@ -295,6 +295,10 @@ def make_score(munit: Munit, config: ConfigDict):
   for route in routes:
     if route not in ROUTES:
       raise unknown('route in score.routes', route, ROUTES)
+  for names, known in ((config.names, SCORES), (config.maps, MAPS)):
+    for name in names:
+      if name not in known:
+        raise unknown('way to compare in score of munit', name, known)
   if not routes:
     raise UserError('munit: score.routes is empty; name at least one, as ab.')
 

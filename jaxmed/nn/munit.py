@@ -21,7 +21,7 @@ Style = Float[Array, 'b s']
 
 def _conv(features, size, stride=1, init=KAIMING, dtype=None, name=None):
   """A convolution after reflection at the border."""
-  pad = (size - stride + 1) // 2 if stride > 1 else size // 2
+  pad = (size - stride + 1) // 2
   layer = nn.Conv(
     features,
     (size, size),
