@@ -6,85 +6,116 @@ import pathlib
 import platform
 import re
 import shutil
-import time
+import textwrap
 
 from jaxmed import __version__
 
 CODECS = ('jpeg8', 'png', 'tiff', 'jpeg2k', 'lzw', 'deflate')
+WIDTH = 11  # Of the names of what is told.
 
 
 def examine() -> tuple[list[str], list[str]]:
   """Lines to print, and what is missing."""
   missing: list[str] = []
-  lines = [f'jaxmed     {__version__}, Python {platform.python_version()}']
-  lines += _packages(missing)
-  lines += _devices()
-  lines += _codecs(missing)
-  lines += _room()
-  lines.append(f'missing    {", ".join(missing) or "nothing"}')
+  lines = [
+    _line('jaxmed', f'{__version__}, Python {platform.python_version()}')
+  ]
+  for tell in (_packages, _devices, _codecs, _slides):
+    try:
+      lines += tell(missing)
+    except Exception as error:  # It is for machines where things fail.
+      name = tell.__name__.removeprefix('_')
+      missing.append(name)
+      lines.append(_line(name, f'fail: {type(error).__name__}: {error}'))
+  lines += [_memory(), _disk(), _line('missing', ', '.join(missing) or 'none')]
   return lines, missing
 
 
+def _line(name: str, text: str) -> str:
+  """`text` beside its name, in lines of 80."""
+  return textwrap.fill(
+    text,
+    80,
+    initial_indent=name.ljust(WIDTH),
+    subsequent_indent=' ' * WIDTH,
+    break_long_words=False,
+    break_on_hyphens=False,
+  )
+
+
 def _packages(missing: list[str]) -> list[str]:
-  lines = []
+  found, lacking = [], []
   for requirement in importlib.metadata.requires('jaxmed') or ():
     if 'extra ==' in requirement:
       continue
     name = re.match(r'[\w.-]+', requirement)[0]
     try:
-      lines.append(f'  {name} {importlib.metadata.version(name)}')
+      found.append(f'{name} {importlib.metadata.version(name)}')
     except importlib.metadata.PackageNotFoundError:
-      missing.append(name)
-      lines.append(f'  {name} is not installed: pip install {name}')
-  return ['packages', *lines]
+      lacking.append(name)
+  missing += lacking
+  # A no-break space keeps each name beside its version.
+  packages = ', '.join(text.replace(' ', '\xa0') for text in found)
+  lines = [_line('packages', packages).replace('\xa0', ' ')]
+  if lacking:
+    lines.append(_line('', f'lacking: pip install {" ".join(lacking)}'))
+  return lines
 
 
-def _devices() -> list[str]:
+def _devices(missing: list[str]) -> list[str]:
+  del missing
   import jax
   import jax.numpy as jnp
 
   from jaxmed.training.writer import matrix_peak
 
-  began = time.monotonic()
   devices = jax.devices()
   kinds = sorted({f'{d.device_kind} ({d.platform})' for d in devices})
   peak = matrix_peak(jnp.float32) / 1e9
   lines = [
-    f'devices    {len(devices)} x {", ".join(kinds)}, '
-    f'{peak:.0f} GFLOP/s of float32 matrix products, '
-    f'found in {time.monotonic() - began:.1f} s'
+    _line(
+      'devices',
+      f'{len(devices)} x {", ".join(kinds)}: {peak:.0f} GFLOP/s of float32 '
+      'matrix products',
+    )
   ]
   for device in devices:
     stats = device.memory_stats() or {}
     if limit := stats.get('bytes_limit'):
-      lines.append(f'  {device}: {limit / 2**30:.1f} GiB of memory')
+      lines.append(_line('', f'{device}: {limit / 2**30:.1f} GiB of memory'))
   if jax.default_backend() == 'cpu':
-    lines.append('  no accelerator: install jaxmed[cuda] or jaxmed[tpu]')
+    lines.append(
+      _line('', 'no accelerator; for one: pip install jaxmed[cuda] or [tpu]')
+    )
   return lines
 
 
 def _codecs(missing: list[str]) -> list[str]:
   import imagecodecs
-  import openslide
 
   found = [c for c in CODECS if getattr(imagecodecs, c.upper()).available]
-  lacking = [c for c in CODECS if c not in found]
-  missing += [f'codec {c}' for c in lacking]
-  return [
-    f'codecs     {", ".join(found)}',
-    f'openslide  {openslide.__library_version__}',
-  ]
+  missing += [f'codec {c}' for c in CODECS if c not in found]
+  return [_line('codecs', ', '.join(found))]
 
 
-def _room() -> list[str]:
+def _slides(missing: list[str]) -> list[str]:
+  del missing
+  import openslide
+
+  return [_line('slides', f'OpenSlide {openslide.__library_version__}')]
+
+
+def _memory() -> str:
+  from jaxmed.datasets.crew import cores
+
+  pages = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return _line('memory', f'{pages / 2**30:.1f} GiB, {cores()} cores')
+
+
+def _disk() -> str:
   cache = pathlib.Path(
-    os.environ.get('JAXMED_DATA', '~/.cache/jaxmed')
+    os.environ.get('JAXMED_DATA') or '~/.cache/jaxmed'
   ).expanduser()
   there = next(p for p in (cache, *cache.parents) if p.exists())
-  pages = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  cores = len(os.sched_getaffinity(0))
   free = shutil.disk_usage(there).free / 2**30
-  return [
-    f'memory     {pages / 2**30:.1f} GiB, {cores} cores',
-    f'disk       {free:.0f} GiB free for prepared data in {cache}',
-  ]
+  return _line('disk', f'{free:.0f} GiB free for prepared data in {cache}')

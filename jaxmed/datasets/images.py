@@ -61,7 +61,8 @@ def decode(encoded: bytes) -> Decoded:
   pixels = pixels[..., None] if pixels.ndim == 2 else pixels
   if pixels.dtype == np.bool_:
     pixels = pixels.astype(np.uint8) * 255
-  if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3:
+  fits = pixels.ndim == 3 and pixels.shape[-1] <= 4
+  if pixels.dtype not in (np.uint8, np.uint16) or not fits:
     raise ImageError(
       f'{header.format} of type {pixels.dtype} and shape {pixels.shape}, '
       'where 8 or 16 bits, gray or colour, were expected'
