@@ -229,7 +229,8 @@ def _named(prefix: str, scalars: dict) -> dict[str, jax.Array]:
     names[f'discriminator/{d}'] = f'dis_{d}'
     names |= {f'{our}/{d}': f'gen_{their}_{d}' for our, their in terms.items()}
   return {
-    f'{prefix}/loss_{their}': scalars[our] for our, their in names.items()
+    f'{prefix}/loss_{their}': scalars.get(our, 0.0)  # No cycle.
+    for our, their in names.items()
   }
 
 
