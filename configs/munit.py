@@ -17,9 +17,8 @@ def camelyon16(config: ConfigDict) -> ConfigDict:
   """The original's constants, at 512 px with the cycle on.
 
   About 80,000 healthy patches of 270 training slides. The paper does not say
-  which are X and which Y: here, those of healthy slides and those of slides
-  with a tumour elsewhere. Nor does it give the number of steps; the
-  original's is this.
+  which are X and which Y: here, those of either hospital's scanner. Nor does
+  it give the number of steps; the original's is this.
   """
   healthy = "label == 0 and tissue >= 0.9 and split == '{}'"
   config.data.name = 'camelyon16'

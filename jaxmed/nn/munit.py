@@ -144,7 +144,6 @@ class Decoder(nn.Module):
       x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
       x = _conv(features, 5, dtype=self.dtype, name=f'conv_{i}')(x)
       x = SampleNorm(
-        unbiased=True,
         scale_init=nn.initializers.uniform(1.0),
         name=f'norm_{i}',
       )(x)

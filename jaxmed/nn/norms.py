@@ -31,18 +31,14 @@ def adaptive_instance_norm(
 
 
 class SampleNorm(nn.Module):
-  """What image-to-image papers call layer norm: over a whole example.
+  """What MUNIT calls layer norm: over a whole example.
 
-  Mean and deviation are over height, width and channels; scale and bias are
-  learned for each channel.
-
-  Attributes:
-    unbiased: MUNIT's: divides by the unbiased deviation plus epsilon, not by
-      the root of the variance plus epsilon.
+  Mean and deviation are over height, width and channels; the deviation is the
+  unbiased one, and epsilon is added to it, not to the variance. Scale and
+  bias are learned for each channel.
   """
 
   epsilon: float = 1e-5
-  unbiased: bool = False
   scale_init: nn.initializers.Initializer = nn.initializers.ones
 
   @nn.compact
@@ -52,12 +48,8 @@ class SampleNorm(nn.Module):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - wide.mean(EXAMPLE, keepdims=True)
     squares = jnp.square(centred).sum(EXAMPLE, keepdims=True)
-    count = x[0].size
-    if self.unbiased:
-      # The floor keeps the root's gradient finite where all is one value.
-      variance = jnp.maximum(squares / (count - 1), 1e-24)
-      normal = centred / (jnp.sqrt(variance) + self.epsilon)
-    else:
-      normal = centred * jax.lax.rsqrt(squares / count + self.epsilon)
+    # The floor keeps the root's gradient finite where all is one value.
+    variance = jnp.maximum(squares / (x[0].size - 1), 1e-24)
+    normal = centred / (jnp.sqrt(variance) + self.epsilon)
     scale, bias = scale[None, None, None], bias[None, None, None]
     return (normal * scale + bias).astype(x.dtype)
