@@ -83,7 +83,7 @@ class Run:
     place = sharding.place(mesh, self.method.sharding)
     end = loop.plan(self.method, place, given)[-1][0]
     state = ocp.load(self.folder / 'final', end.replace(opt={}, frozen={}))
-    self._state = state.replace(frozen=given.frozen)
+    self.state = state.replace(frozen=given.frozen)
     self.batch = self.config.score.batch
     self.rows_sharding = sharding.batch_sharding(mesh, self.batch)
     self._key = jax.random.key(self.config.seed)
@@ -203,14 +203,14 @@ class Run:
     found = ()
     if self.method.search is not None:
       found = self._search(batch)
-    return self._compiled(maps, panels)(self._state, batch, self._key, found)
+    return self._compiled(maps, panels)(self.state, batch, self._key, found)
 
   def _search(self, batch: Batch):
     """Stepped from here, so that the step is compiled once."""
     init, step = self._searching
-    found = init(self._key, self._state, batch)
+    found = init(self._key, self.state, batch)
     for number in range(self.method.search.steps):
-      found = step(self._key, self._state, batch, found, jnp.int32(number))
+      found = step(self._key, self.state, batch, found, jnp.int32(number))
     return (found,)
 
   @functools.cached_property
@@ -230,7 +230,7 @@ class Run:
 
   @functools.cached_property
   def _shapes(self):
-    return learn.shapes(self.method, self._state, self.info, self.batch)
+    return learn.shapes(self.method, self.state, self.info, self.batch)
 
 
 def _on_host(batch: Batch, scores) -> Part:

@@ -1,7 +1,12 @@
 """Strictness for every test, and the tiers: plain, and `--all`."""
 
+import os
 import pathlib
 import tempfile
+
+# Compiling is most of what the tests do; their programs are too small to gain
+# from being optimised.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import jax
 import pytest

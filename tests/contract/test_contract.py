@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
 from jaxmed.method import Batch
 from jaxmed.score import Run
@@ -13,7 +12,7 @@ from tests.contract.conftest import config_of, train
 
 
 def _final(folder):
-  return ocp.load(folder / 'final')
+  return Run(folder).state
 
 
 def _images(run, count, seed=0):

@@ -24,7 +24,6 @@ def start_together(command: list[str], count: int) -> None:
     'JAX_PLATFORMS': 'cpu',
     'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'XLA_FLAGS': '',
   }
   started = [
     subprocess.Popen(
