@@ -1,5 +1,6 @@
 """What the commands share: flags, configs, logs, errors, exit codes."""
 
+import contextlib
 import importlib
 import importlib.resources
 import logging as standard_logging
@@ -7,8 +8,10 @@ import os
 import pathlib
 import re
 import runpy
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -164,18 +167,40 @@ def exit_code(main: Callable[[], int | None], debug: bool) -> int:
   from jaxmed.training.run import Stopped
 
   try:
-    return main() or 0
+    with _terminable():
+      return main() or 0
   except Stopped as stopped:
     sys.stderr.write(f'jaxmed: {stopped}\n')
     return 128 + (stopped.signal_number or 0)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as stopped:
     sys.stderr.write('jaxmed: Interrupted; the same command goes on.\n')
-    return 130
+    return 143 if isinstance(stopped, _Terminated) else 130
   except UserError as error:
     if debug:
       traceback.print_exc()
     sys.stderr.write(f'jaxmed: {" ".join(str(error).split())}\n')
     return 2
+
+
+class _Terminated(KeyboardInterrupt):
+  """A SIGTERM, where there is nothing to save."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+  """Ends at SIGTERM as at Ctrl-C: files are closed, and something is said."""
+
+  def stop(number, frame):
+    raise _Terminated
+
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

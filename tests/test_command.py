@@ -1,7 +1,10 @@
 """Whatever a user gets wrong ends in one sentence and exit code 2."""
 
+import os
 import pathlib
 import pickle
+import signal
+import time
 
 import imagecodecs
 import numpy as np
@@ -119,6 +122,19 @@ def test_debug_shows_the_traceback_and_the_code_stays(capsys, tmp_path):
   shown = capsys.readouterr().err
   assert 'Traceback' in shown and 'return 1 / 0' in shown
   assert shown.splitlines()[-1].startswith('jaxmed: The config file mine.py')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_where_nothing_is_to_be_saved(number, capsys):
+  before = signal.getsignal(number)
+
+  def job():
+    os.kill(os.getpid(), number)
+    time.sleep(10)
+
+  assert command.exit_code(job, debug=False) == 128 + number
+  assert 'the same command goes on' in capsys.readouterr().err
+  assert signal.getsignal(number) is before
 
 
 def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user():
