@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
@@ -105,7 +106,8 @@ def train(
     }
   )
   if distributed.is_first():
-    workdir.write_json(folder / 'info.json', dataclasses.asdict(info))
+    facts = dataclasses.asdict(info) | {'mpp': _mpp(records, cohorts, method)}
+    workdir.write_json(folder / 'info.json', facts)
   ocp.save(folder / 'final', state.replace(opt={}, frozen={}))
 
 
@@ -171,6 +173,14 @@ def primary_score(config: ConfigDict, score: Score) -> str:
   if name not in score.image:
     raise errors.unknown('score (config.eval.primary)', name, score.image)
   return name
+
+
+def _mpp(records: Records, cohorts: dict, method: Method) -> float | None:
+  """Micrometres per pixel that the method has seen, if the data says."""
+  names = {name for phase in method.phases for name in phase.cohorts}
+  rows = np.concatenate([cohorts[name] for name in sorted(names)])
+  mpp = float(np.median(records.index['mpp'].to_numpy()[rows]))
+  return mpp if np.isfinite(mpp) and mpp > 0 else None
 
 
 def _several(batches: Iterator, count: int) -> Iterator:

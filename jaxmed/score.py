@@ -76,6 +76,7 @@ class Run:
       )
     facts = workdir.read_json(self.folder / 'info.json')
     self.info = Info(tuple(facts['image']), facts['batch'], facts['examples'])
+    self.mpp = facts['mpp']  # Seen in training; None if the data doesn't say.
     mesh = sharding.make_mesh(devices or jax.local_devices())
     self.method, given, self.weights = learn.assemble(
       self.config, self.info, mesh

@@ -19,6 +19,7 @@ from PIL import Image
 
 from jaxmed import workdir
 from jaxmed.datasets.records import Records
+from jaxmed.errors import UserError
 from jaxmed.progress import Progress
 from jaxmed.score import Run
 from jaxmed.slides import heatmap
@@ -30,6 +31,7 @@ from jaxmed.training import distributed
 
 THUMBNAIL = 900  # Pixels of its longer side.
 AHEAD = 3  # Batches of tiles being read.
+SCALE = 1.2  # Largest ratio of a slide's µm per pixel to training's.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,7 @@ def score_slide(
 
   `progress` counts all tiles of `grid_of`, the empty ones at once.
   """
+  _check_scale(run, slide)
   config = run.config
   grid = grid_of(run, slide.size)
   tissue = coverage(tissue_mask(slide), grid) >= config.score.tissue
@@ -96,6 +99,16 @@ def score_slide(
     slide.size,
     slide.mpp,
   )
+
+
+def _check_scale(run: Run, slide: Slide) -> None:
+  """Nuclei of half the size are not what the run knows as healthy."""
+  if run.mpp and abs(np.log(slide.mpp / run.mpp)) > np.log(SCALE):
+    raise UserError(
+      f'{slide.path} has {slide.mpp:.3g} µm per pixel, but the run was '
+      f'trained at {run.mpp:.3g}; train on tiles of its scale, or give the '
+      'right --mpp if the file is mistaken.'
+    )
 
 
 def score_slides(run: Run, records: Records) -> None:

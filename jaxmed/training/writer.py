@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -77,7 +78,9 @@ class Log:
   def __init__(self, path: pathlib.Path, at: At):
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if _event(line) <= at.event]
-    path.write_text(''.join(f'{line}\n' for line in kept))
+    whole = path.with_name(f'.{path.name}.partial')
+    whole.write_text(''.join(f'{line}\n' for line in kept))
+    os.replace(whole, path)
     self._file = path.open('a')
     self._before = max((json.loads(k)['seconds'] for k in kept), default=0.0)
     self._began = time.monotonic()
