@@ -1,5 +1,6 @@
 """Pictures of the examples that a report shows: input, panels, map, mask."""
 
+import contextlib
 import pathlib
 
 import matplotlib
@@ -9,7 +10,6 @@ from PIL import Image
 
 from jaxmed import workdir
 from jaxmed.datasets.records import Records
-from jaxmed.pipeline import open_cohort
 from jaxmed.score import Part, Run
 
 # (what a report calls them, their label, whether the highest are meant)
@@ -29,10 +29,11 @@ def show(run: Run, records: Records) -> None:
   folder.mkdir(exist_ok=True)
   rows = np.unique([one['row'] for _, one in chosen]).astype(np.int32)
   parts = _parts(run, records, rows)
+  scale = _scale(parts) if parts else {}
   drawn = {
     row: panels
     for part in parts
-    for row, panels in _draw(part, folder, _scale(parts)).items()
+    for row, panels in _draw(part, folder, scale).items()
   }
   workdir.write_json(
     run.folder / 'examples.json',
@@ -58,18 +59,8 @@ def _choose(table: list[dict], primary: str, count: int) -> list[tuple]:
 def _parts(run: Run, records: Records, rows: np.ndarray) -> list[Part]:
   if not len(rows):
     return []
-  batches = open_cohort(
-    records,
-    rows,
-    run.rows_sharding,
-    run.batch,
-    0,
-    seed=run.config.seed,
-    endless=False,
-    data_config=run.config.data,
-    train=False,
-  )
-  return list(run.parts(batches, run.map_names, panels=True))
+  with contextlib.closing(run.open(records, rows)) as batches:
+    return list(run.parts(batches, run.map_names, panels=True))
 
 
 def _scale(parts: list[Part]) -> dict[str, float]:

@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float
 from orbax.checkpoint import v1 as ocp
 
 from jaxmed import errors, learn, workdir
+from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.method import Batch, Info
-from jaxmed.pipeline import read_batch
+from jaxmed.pipeline import Cohort, open_cohort, read_batch
 from jaxmed.training import loop, sharding
 
 Named = dict[str, np.ndarray]
@@ -194,6 +195,20 @@ class Run:
       np.full(self.batch, -1, np.int32),
     )
     return jax.device_put(batch, self.rows_sharding)
+
+  def open(self, records: Records, rows: np.ndarray) -> Cohort:
+    """One pass over some records, in batches to score, with their masks."""
+    return open_cohort(
+      records,
+      rows,
+      self.rows_sharding,
+      self.batch,
+      0,
+      seed=self.config.seed,
+      endless=False,
+      data_config=self.config.data,
+      train=False,
+    )
 
   def _batches(self, images) -> Iterator[Batch]:
     for start in range(0, len(images), self.batch):

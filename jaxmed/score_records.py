@@ -14,7 +14,6 @@ from jaxmed import workdir
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.metrics.trivial import trivial
-from jaxmed.pipeline import open_cohort
 from jaxmed.progress import progress
 from jaxmed.score import Run
 from jaxmed.training import distributed
@@ -103,17 +102,7 @@ def _mapped(run: Run, records: Records, rows: np.ndarray) -> frozenset[int]:
 
 
 def _score(run, records, rows, mapped) -> tuple[pa.Table, dict]:
-  batches = open_cohort(
-    records,
-    rows,
-    run.rows_sharding,
-    run.batch,
-    0,
-    seed=run.config.seed,
-    endless=False,
-    data_config=run.config.data,
-    train=False,
-  )
+  batches = run.open(records, rows)
   total = -(-len(rows) // run.batch)
   names = run.map_names if mapped else ()
   columns, maps = [], []
