@@ -35,8 +35,7 @@ from jaxmed.pipeline.frame import (
   scratch,
 )
 
-HOST_AHEAD = 4  # Batches of pixels; Grain's default is 500.
-DEVICE_AHEAD = 2  # Batches on their way to the device, or there.
+AHEAD = 4  # Batches on the device or on their way; Grain's default is 500.
 MOST_THREADS = 16
 
 
@@ -114,17 +113,10 @@ def open_cohort(
   # A block is a process's share of a global batch.
   mine = grain.MapDataset.source(order)[skip * blocks + block :: blocks]
   threads = min(cores(), MOST_THREADS)
-  data = (
-    mine.map(read)
-    .to_iter_dataset(
-      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=HOST_AHEAD)
-    )
-    .map(_ToDevices(sharding))
-  )
-  data = grain.experimental.ThreadPrefetchIterDataset(
-    data, prefetch_buffer_size=DEVICE_AHEAD
-  )
-  return Cohort(iter(data))
+  # The threads that read also hand over: one thread less to wait for.
+  data = mine.map(read).map(_ToDevices(sharding))
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD)
+  return Cohort(iter(data.to_iter_dataset(options)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,32 +182,40 @@ class _Read:
     beside = scratch(self.frame.shape, self.frame.dtype)
     mask = np.zeros(image.shape[:-1], bool) if self.masks else None
     label = np.where(rows >= 0, self.labels[rows], -1).astype(np.int32)
+    # What lies between two decodings is done one thread at a time: so little.
+    decode_plain = imagecodecs.jpeg8_decode if self.frame.is_plain else _refuse
     for i, encoded in enumerate(self.records.read(rows[:count])):
-      pixels, place = self._decode(encoded.image, beside, rows[i]), CENTRE
-      if self.frame.is_fit(pixels):
-        image[i] = pixels
-      else:
+      place = CENTRE
+      try:
+        image[i] = decode_plain(encoded.image, out=beside)
+      except (ValueError, imagecodecs.Jpeg8Error):  # No JPEG of this shape.
         place = self._place(block.positions[i]) if self.random else CENTRE
-        self.frame.fit(image[i], pixels, _Name(self.records, rows[i]), place)
+        self._fit(image[i], encoded.image, rows[i], place)
       if self.masks and encoded.mask:
         pixels = images.decode_mask(encoded.mask)
         mask[i] = self.frame.fit_mask(pixels, place)
     return Batch(image, rows, label, mask)
 
-  def _decode(self, encoded: bytes, beside: Pixels, row: int) -> Pixels:
+  def _fit(self, out: Pixels, encoded: bytes, row: int, place: Place) -> None:
+    name = _Name(self.records, row)
     try:
-      return decode(encoded, beside)
+      pixels = decode(encoded)
     except (images.ImageError, imagecodecs.Jpeg8Error) as error:
-      name = _Name(self.records, row)
       raise errors.UserError(
         f'The image {name} of {self.records.directory} is unreadable: '
         f'{error}. Remove this folder to prepare it again.'
       ) from error
+    self.frame.fit(out, pixels, name, place)
 
   def _place(self, position: int) -> Place:
     """Of a crop, by the example's position in the order of all examples."""
     dice = np.random.Generator(np.random.Philox(key=[self.seed, position]))
     return tuple(dice.random(2))
+
+
+def _refuse(encoded: bytes, out: Pixels) -> Pixels:
+  """In place of a decoder, where no image is fit as it is."""
+  raise ValueError
 
 
 @dataclasses.dataclass(frozen=True)

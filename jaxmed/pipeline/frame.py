@@ -4,7 +4,6 @@ The shorter side becomes data.resize if that is set, then a square of data.size
 is cut, in the middle or where the dice say.
 """
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -57,11 +56,11 @@ class Frame:
   def shape(self) -> tuple[int, int, int]:
     return self.size, self.size, self.channels
 
-  def is_fit(self, pixels: Pixels) -> bool:
-    """Whether nothing is left to do, as with most tiles."""
-    if self.resize not in (0, self.size):
-      return False
-    return pixels.shape == self.shape and pixels.dtype == self.dtype
+  @property
+  def is_plain(self) -> bool:
+    """Whether nothing is left to do for a colour JPEG of this shape."""
+    resizes = self.resize not in (0, self.size)
+    return self.channels == 3 and self.dtype is np.uint8 and not resizes
 
   def fit(
     self, out: Pixels, pixels: Pixels, name: object, place: Place = CENTRE
@@ -94,16 +93,10 @@ class Frame:
     return _crop(mask, self.size, place)
 
 
-def decode(encoded: bytes, scratch: Pixels | None = None) -> Pixels:
-  """The pixels of a record, which was checked when it was written.
-
-  They are in `scratch` if that has their very shape and type.
-  """
+def decode(encoded: bytes) -> Pixels:
+  """The pixels of a record, which was checked when it was written."""
   if encoded[:2] != JPEG:
     return images.decode(encoded)
-  if scratch is not None:
-    with contextlib.suppress(ValueError):  # The codec wants the exact shape.
-      return imagecodecs.jpeg8_decode(encoded, out=scratch)
   pixels = imagecodecs.jpeg8_decode(encoded)
   is_colour = pixels.ndim == 3 and pixels.shape[-1] == 3
   return pixels if is_colour else images.decode(encoded)
