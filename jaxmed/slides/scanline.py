@@ -13,8 +13,6 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 CHUNK = 1 << 20  # Crossings of rings and rows, and cells / 4, held at once.
-
-
 Ring = Float64[np.ndarray, 'points 2']
 
 
