@@ -57,6 +57,23 @@ def test_tumour_at_the_border(box):
   )
 
 
+@pytest.mark.parametrize('share', [0.0005, 0.005, 0.02])
+def test_many_small_pieces_that_merge(share):
+  tumour = np.random.default_rng(0).random((220, 260)) < share
+  np.testing.assert_array_equal(
+    lesions.evaluation_mask(tumour, PIXEL), official_mask(tumour, PIXEL)
+  )
+
+
+def test_what_lies_in_a_hole_is_of_the_lesion_around_it():
+  tumour = blob((120, 120), (10, 10, 100, 100))
+  tumour &= ~blob((120, 120), (20, 20, 80, 80))
+  tumour |= blob((120, 120), (55, 55, 6, 6))
+  found = lesions.evaluation_mask(tumour, PIXEL)
+  np.testing.assert_array_equal(found, official_mask(tumour, PIXEL))
+  assert found.max() == 1 and found[58, 58] == found[40, 40] == 1
+
+
 def test_lines_dots_and_corners():
   labels = np.zeros((60, 60), np.int32)
   labels[3, 4] = 1
