@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed import errors, methods, score_records
+from jaxmed import errors, evaluate_lesions, methods, score_records
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.pipeline.frame import Frame
@@ -49,6 +49,7 @@ def check_config(config: ConfigDict) -> None:
     raise errors.unknown(
       'precision (config.train.precision)', config.train.precision, PRECISIONS
     )
+  evaluate_lesions.check_protocol(config)
   check_numbers(config)
 
 
