@@ -27,6 +27,7 @@ class Blend:
   level-0 pixels that it covers, in whatever tiles they lie.
 
   shape: (height, width) of the map.
+  downsample: pixels of level 0 per pixel of it.
   """
 
   def __init__(
@@ -36,7 +37,8 @@ class Blend:
     tile: int,
     downsample: int,
   ):
-    self._path, self._tile, self._downsample = pathlib.Path(path), tile, downsample
+    self._path, self._tile = pathlib.Path(path), tile
+    self.downsample = downsample
     width, height = (math.ceil(side / downsample) for side in size)
     self.shape = height, width
     rows = math.ceil(tile / downsample) + 1  # A tile may begin within a pixel.
@@ -47,12 +49,12 @@ class Blend:
 
   def add(self, x: int, y: int, values: Float[np.ndarray, 'tile tile']) -> None:
     """A tile's map at x and y of level 0; y never decreases."""
-    top, left = y // self._downsample, x // self._downsample
+    top, left = y // self.downsample, x // self.downsample
     if max(top, 0) < self._top:
       raise ValueError(f'a tile at row {top} after one at row {self._top}')
     self._write(min(max(top, 0), self.shape[0]))
-    down = self._bins(y % self._downsample)
-    across = self._bins(x % self._downsample)
+    down = self._bins(y % self.downsample)
+    across = self._bins(x % self.downsample)
     sums = np.stack(
       [
         down @ values.astype(np.float32) @ across.T,
@@ -78,7 +80,7 @@ class Blend:
 
   def _bins(self, phase: int) -> Float32[np.ndarray, 'pixels tile']:
     """The window's weights, by the pixel of the map where each falls."""
-    pixel = (phase + np.arange(self._tile)) // self._downsample
+    pixel = (phase + np.arange(self._tile)) // self.downsample
     return np.where(
       pixel == np.arange(pixel[-1] + 1)[:, None], window(self._tile), 0
     ).astype(np.float32)
