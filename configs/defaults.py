@@ -40,13 +40,21 @@ def defaults(method: str, preset: str) -> ConfigDict:
       'score': {
         'batch': 64,
         'slides': True,  # Also whole test slides, where the data has any.
+        'scheme': 'tiles',  # Or ncrf: tiles around each pixel of level 6.
         'stride': 0,  # Between the tiles of a slide, px; 0: tile by tile.
         'tissue': 0.5,  # Least tissue of a tile that is scored.
         'max_failed': 0.01,
+        'dense': '',  # A pixel map to be blended over slides, e.g. residual.
+        'map_mpp': 4.0,  # Micrometres per pixel of that.
+        'above': 0.0,  # For outlines, mean_above; 0: that of the normals.
+        'top_k': 10,  # Tiles whose mean is a slide's score top_k.
+        'nms_radius': 187.0,  # Micrometres; NCRF's 12 px of level 6.
+        'detect_above': 0.0,  # Least detection; 0: the normals' median.
       },
       'eval': {
         'primary': '',  # The score named first, chosen before any test.
         'quantile': 0.95,  # Of validation normals: the threshold.
+        'slide_rule': 'max',  # Or mean, mean_above, top_k: named first.
         'specificity': 0.9,  # At which sensitivity is given.
         'resamples': 2000,
         'seed': 0,

@@ -16,6 +16,11 @@ from jaxmed.training import sharding
 
 GROUPS = ('data', 'model', 'train', 'score', 'eval', 'report')
 PRECISIONS = ('float32', 'bfloat16')
+CHOICES = (
+  ('train.precision', PRECISIONS),
+  ('score.scheme', SCHEMES),
+  ('eval.slide_rule', RULES),
+)
 # (field, least, most); None: no bound.
 BOUNDS = (
   ('data.size', 2, None),
@@ -28,6 +33,9 @@ BOUNDS = (
   ('score.stride', 0, None),
   ('score.tissue', 0, 1),
   ('score.max_failed', 0, 1),
+  ('score.map_mpp', 0.01, None),
+  ('score.top_k', 1, None),
+  ('score.nms_radius', 0, None),
   ('eval.quantile', 0, 1),
   ('eval.specificity', 0, 1),
   ('eval.resamples', 1, None),
@@ -45,11 +53,16 @@ def check_config(config: ConfigDict) -> None:
       )
   if config.method not in methods.names():
     raise errors.unknown('method', config.method, methods.names())
-  if config.train.precision not in PRECISIONS:
-    raise errors.unknown(
-      'precision (config.train.precision)', config.train.precision, PRECISIONS
-    )
+  check_choices(config)
   check_numbers(config)
+
+
+def check_choices(config: ConfigDict) -> None:
+  for name, known in CHOICES:
+    group, field = name.split('.')
+    value = config[group][field]
+    if value not in known:
+      raise errors.unknown(f'{field} (config.{name})', value, known)
 
 
 def check_numbers(config: ConfigDict) -> None:
