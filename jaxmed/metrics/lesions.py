@@ -1,0 +1,220 @@
+"""Lesions of a slide and detections of them, as Camelyon16 counts both.
+
+Tumour is grown by 37.5 micrometres, so that what lies closer than 75 becomes
+one lesion, and lesions with a major axis below 275 are isolated tumour cells
+(ITC): finding them is neither right nor wrong. These are the official script's
+rules (Evaluation_FROC.py of the challenge, as in NCRF 111c7d1). A detection is
+a row (confidence, x, y), x and y in pixels of level 0.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import ndimage
+
+GAP = 75.0  # Micrometres, about five tumour cells.
+ITC_LENGTH = 275.0  # Micrometres.
+BLOCK = 4096  # Candidates that `suppress` looks at together.
+
+Detections = Float[np.ndarray, 'n 3']
+
+
+class Regions(NamedTuple):
+  """Row n - 1 of `areas`, `lengths` and `itc` is of label n.
+
+  Attributes:
+    labels: of each pixel, numbered from 1 in the order of rows; 0: no lesion.
+    areas: in pixels.
+    lengths: of the major axes, in pixels.
+    itc: which are isolated tumour cells.
+  """
+
+  labels: Int[np.ndarray, 'h w']
+  areas: Int[np.ndarray, 'regions']
+  lengths: Float[np.ndarray, 'regions']
+  itc: Bool[np.ndarray, 'regions']
+
+
+class Hits(NamedTuple):
+  """What a slide's detections hit.
+
+  Attributes:
+    false: confidences of the false positives, in the order of detection.
+    best: the highest confidence on each region. Missed and ITC regions have
+      -inf; as in the official script, float32 and 0 with `strict`.
+    kept: which detection that was, of equals the first; -1 for none.
+    lesions: how many were to be found, ITC left out.
+  """
+
+  false: Float[np.ndarray, 'false']
+  best: Float[np.ndarray, 'regions']
+  kept: Int[np.ndarray, 'regions']
+  lesions: int
+
+
+def regions(tumour: Bool[np.ndarray, 'h w'], pixel: float) -> Regions:
+  """Lesions of a mask whose pixels are `pixel` micrometres wide."""
+  labels = evaluation_mask(tumour, pixel)
+  areas, lengths = major_axes(labels)
+  return Regions(labels, areas, lengths, lengths < ITC_LENGTH / pixel)
+
+
+def evaluation_mask(
+  tumour: Bool[np.ndarray, 'h w'], pixel: float
+) -> Int[np.ndarray, 'h w']:
+  """Labels of tumour grown by half of GAP, its holes filled.
+
+  The distance is strictly below; holes are of pixels joined at their sides,
+  lesions of pixels joined at sides or corners. An empty mask has no lesion.
+  (The official script finds one in its upper left corner: scipy then measures
+  the distance to a point outside the image.)
+  """
+  labels = np.zeros(tumour.shape, np.int32)
+  radius = GAP / (pixel * 2)
+  box = _around(tumour, math.ceil(radius) + 1)
+  if box is None:
+    return labels
+  grown = ndimage.distance_transform_edt(~tumour[box]) < radius
+  filled = ndimage.binary_fill_holes(grown)
+  ndimage.label(filled, np.ones((3, 3)), output=labels[box])
+  return labels
+
+
+def _around(
+  mask: Bool[np.ndarray, 'h w'], margin: int
+) -> tuple[slice, slice] | None:
+  """The box of what is set, with a margin; None where nothing is."""
+  box = []
+  for axis in (1, 0):
+    places = np.flatnonzero(mask.any(axis=axis))
+    if not len(places):
+      return None
+    start, stop = int(places[0]) - margin, int(places[-1]) + 1 + margin
+    box.append(slice(max(start, 0), stop))
+  return tuple(box)
+
+
+def major_axes(
+  labels: Int[np.ndarray, 'h w'],
+) -> tuple[Int[np.ndarray, 'regions'], Float[np.ndarray, 'regions']]:
+  """Area and length of the major axis of each region, in pixels.
+
+  The length is that of the ellipse with the same second moments, which is
+  scikit-image's `axis_major_length`: 4 sqrt(l), where l is the larger
+  eigenvalue of the covariance of the pixels' coordinates. A single pixel has
+  length 0.
+  """
+  places = np.nonzero(labels)
+  label = labels[places] - 1
+  count = int(labels.max(initial=0))
+  areas = np.bincount(label, minlength=count)
+  mean = lambda values: np.bincount(label, values, count) / areas
+  y, x = (axis - mean(axis)[label] for axis in places)
+  yy, xx, xy = mean(y * y), mean(x * x), mean(x * y)
+  larger = (yy + xx) / 2 + np.sqrt(((yy - xx) / 2) ** 2 + xy**2)
+  return areas, 4 * np.sqrt(larger)
+
+
+def hits(
+  detections: Detections,
+  found_in: Regions | None,
+  downsample: float,
+  strict: bool = False,
+) -> Hits:
+  """Sorts detections into true and false ones.
+
+  Several on one region count once; the others are not false. On a normal
+  slide, where `found_in` is None, all are false. So are those beyond the mask
+  (where the official script fails). `strict` compares confidences in float32,
+  and one that is not above 0 finds nothing.
+
+  Args:
+    detections: rows (confidence, x, y).
+    found_in: regions of a slide with tumour.
+    downsample: level-0 pixels per pixel of the regions' mask.
+    strict: as the official script does it.
+  """
+  confidence, x, y = np.asarray(detections, np.float64).reshape(-1, 3).T
+  start, kind = (0.0, np.float32) if strict else (-np.inf, np.float64)
+  count = 0 if found_in is None else len(found_in.itc)
+  best, kept = np.full(count, start, kind), np.full(count, -1)
+  if found_in is None:
+    return Hits(confidence, best, kept, 0)
+  label = _labels_at(found_in.labels, x, y, downsample)
+  lesions = np.append(False, ~found_in.itc)
+  on_lesion = np.flatnonzero(lesions[label])
+  offered = confidence.astype(kind)
+  # The highest first, of equals in the order of detection.
+  order = on_lesion[np.argsort(-offered[on_lesion], kind='stable')]
+  region, first = np.unique(label[order] - 1, return_index=True)
+  chosen = order[first]
+  above = offered[chosen] > start
+  region, chosen = region[above], chosen[above]
+  best[region], kept[region] = offered[chosen], chosen
+  return Hits(confidence[label == 0], best, kept, int(lesions.sum()))
+
+
+def _labels_at(labels, x, y, downsample) -> Int[np.ndarray, 'n']:
+  height, width = labels.shape
+  row = np.floor(y / downsample).astype(np.int64)
+  column = np.floor(x / downsample).astype(np.int64)
+  inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+  found = np.zeros(len(x), np.int64)
+  found[inside] = labels[row[inside], column[inside]]
+  return found
+
+
+def suppress(
+  scores: Float[np.ndarray, 'rows columns'],
+  radius: int,
+  threshold: float,
+  downsample: float,
+  sigma: float = 0.0,
+) -> Detections:
+  """Detections of a map: maxima, each of which clears its surroundings.
+
+  NCRF's nms.py: the highest score is taken, what lies in the square from
+  `radius` before it to `radius` - 1 behind it is cleared, and so on while a
+  score is strictly above the threshold. NCRF's maps have x as their first
+  axis; ours are of rows and columns, so its map is our transposed one. Of
+  equal maxima its first is the leftmost, of these the uppermost; so is ours.
+  NCRF takes radius 12 and threshold 0.5 on probabilities at level 6, FW-RD
+  radius 6 and a threshold of 2 on scores from 0 to 3.
+
+  Args:
+    scores: NaN where there is none, e.g. on glass.
+    radius: in pixels of the map.
+    threshold: of the scores. (NCRF clears to 0, and never ends below it.)
+    downsample: level-0 pixels per pixel of the map.
+    sigma: of a Gaussian over the map beforehand, NaN taken as 0; 0: none.
+
+  Returns:
+    rows (confidence, x, y) of falling confidence, at the pixels' centres,
+    rounded down.
+  """
+  scores = np.asarray(scores, np.float64)
+  if sigma > 0:
+    known = np.nan_to_num(scores, nan=0.0)
+    smooth = ndimage.gaussian_filter(known, sigma, mode='nearest', truncate=4)
+    scores = np.where(np.isnan(scores), np.nan, smooth)
+  by_column = scores.T
+  column, row = np.nonzero(by_column > threshold)
+  value = by_column[column, row]
+  order = np.argsort(-value, kind='stable')
+  free = np.ones(scores.shape, bool)
+  taken = []
+  for start in range(0, len(order), BLOCK):
+    block = order[start : start + BLOCK]
+    for i in block[free[row[block], column[block]]].tolist():
+      y, x = int(row[i]), int(column[i])
+      if free[y, x]:
+        top, left = max(y - radius, 0), max(x - radius, 0)
+        free[top : y + radius, left : x + radius] = False
+        free[y, x] = False
+        taken.append(i)
+  at = lambda axis: np.floor((axis[taken] + 0.5) * downsample)
+  if not taken:
+    return np.zeros((0, 3))
+  return np.stack([value[taken], at(column), at(row)], axis=1)
