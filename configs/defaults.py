@@ -43,6 +43,7 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'scheme': 'tiles',  # Or ncrf: tiles around each pixel of level 6.
         'stride': 0,  # Between the tiles of a slide, px; 0: tile by tile.
         'tissue': 0.5,  # Least tissue of a tile that is scored.
+        'tissue_method': '',  # stain, codait, otsu; '': otsu if ncrf, or stain.
         'max_failed': 0.01,
         'dense': '',  # A pixel map to be blended over slides, e.g. residual.
         'map_mpp': 4.0,  # Micrometres per pixel of that.

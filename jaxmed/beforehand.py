@@ -8,18 +8,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed import errors, methods, score_records
+from jaxmed import errors, methods, score_records, slide_files, slide_stream
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.pipeline.frame import Frame
+from jaxmed.slides import tissue
 from jaxmed.training import sharding
 
 GROUPS = ('data', 'model', 'train', 'score', 'eval', 'report')
-PRECISIONS = ('float32', 'bfloat16')
 CHOICES = (
-  ('train.precision', PRECISIONS),
-  ('score.scheme', SCHEMES),
-  ('eval.slide_rule', RULES),
+  ('train.precision', ('float32', 'bfloat16')),
+  ('score.scheme', slide_stream.SCHEMES),
+  ('score.tissue_method', ('', *tissue.METHODS)),
+  ('eval.slide_rule', slide_files.RULES),
 )
 # (field, least, most); None: no bound.
 BOUNDS = (

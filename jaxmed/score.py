@@ -155,12 +155,15 @@ class Run:
   def score_slide(
     self, path: str | os.PathLike, mpp: float | None = None
   ) -> 'SlideFound':
-    """Scores every tile of a slide; `mpp` is used in place of the file's."""
-    from jaxmed import score_slides  # It is built on this module.
+    """Scores every tile of a slide; `mpp` is used in place of the file's.
+
+    One score a tile; a blended pixel map is made where files are written.
+    """
+    from jaxmed import slide_stream  # It is built on this module.
     from jaxmed.slides.reader import open_slide
 
     with open_slide(path, mpp) as slide:
-      return score_slides.score_slide(self, slide)
+      return slide_stream.score_slide(self, slide)
 
   def calibrate(self, name: str, values: np.ndarray) -> np.ndarray:
     """The share of validation normals below each value."""

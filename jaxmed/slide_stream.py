@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from jaxmed import errors
 from jaxmed.datasets.crew import cores
 from jaxmed.errors import UserError
 from jaxmed.method import Batch
@@ -35,6 +34,7 @@ SLIDES_AHEAD = 2  # Whose tissue is being found.
 SCALE = 1.2  # Largest ratio of a slide's µm per pixel to training's.
 NCRF_STRIDE = 64  # A pixel of level 6.
 SCHEMES = ('tiles', 'ncrf')
+TISSUE = {'tiles': 'stain', 'ncrf': 'otsu'}  # How it is found by default.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +97,6 @@ def grid_of(run: Run, size: tuple[int, int]) -> Grid:
   return tile_grid(size, run.config.data.size, score.stride)
 
 
-def check_scheme(scheme: str) -> None:
-  if scheme not in SCHEMES:
-    raise errors.unknown('scheme (config.score.scheme)', scheme, SCHEMES)
-
-
 def score_slide(
   run: Run, slide: Slide, progress: Progress | None = None
 ) -> SlideFound:
@@ -117,7 +112,6 @@ def score_each(
   run: Run, jobs: Sequence[Job], progress: Progress | None = None
 ) -> Iterator[tuple[Job, SlideFound | UserError]]:
   """Scores slides in their order; an error in place of one not opened."""
-  check_scheme(run.config.score.scheme)
   dense = any(job.dense for job in jobs)
   maps = (run.config.score.dense,) if dense else ()
   with contextlib.closing(_opened(run, jobs)) as opened:
@@ -136,14 +130,15 @@ class _Work:
     close: Callable[[], None] = lambda: None,
     dense: pathlib.Path | None = None,
   ):
-    _check_scale(run, slide)
+    check_scale(run, slide)
     score = run.config.score
     self._run, self.slide = run, slide
     self.close = close  # Called when all its tiles have been read.
     self.grid = grid_of(run, slide.size)
     self.tile = run.config.data.size
     try:
-      tissue = coverage(tissue_mask(slide), self.grid) >= score.tissue
+      mask = tissue_mask(slide, score.tissue_method or TISSUE[score.scheme])
+      tissue = coverage(mask, self.grid) >= score.tissue
       self._thumbnail = slide.thumbnail(THUMBNAIL)
     except TileError as error:
       raise SlideError(

@@ -49,6 +49,8 @@ TOP = {
   'score_files',
   'score_records',
   'score_slides',
+  'slide_files',
+  'slide_stream',
 }
 BARRED = ('tensorflow', 'torch', 'torchvision')
 FORBIDDEN = re.compile(r'(util|helper|common|manager|engine|misc|tool|base)s?')
