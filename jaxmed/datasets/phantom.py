@@ -125,8 +125,8 @@ def examples(
       annotations.write_xml(annotation, drawn.lesions)
     write_slide(path, drawn.pixels, one.plan.mpp)
   columns = {'group': one.group, 'domain': one.plan.scanner.name}
-  polygons = slide_tiles.read_outlines(annotation)
   with reader.open_slide(path) as slide:
+    polygons = slide_tiles.read_outlines(annotation, slide.size)
     yield from slide_tiles.tile_slide(
       slide, polygons, size, LEAST_TISSUE, columns
     )

@@ -9,7 +9,13 @@ import numpy as np
 
 from jaxmed.datasets import images
 from jaxmed.datasets.shards import Example, Failure
-from jaxmed.slides import annotations, grid, reader, tissue
+from jaxmed.slides import (
+  annotation_files,
+  annotations,
+  grid,
+  reader,
+  tissue,
+)
 
 QUALITY = 90  # Of a tile's JPEG.
 LESION_MPP = 2.0  # At which tiles that touch a lesion are searched for.
@@ -67,9 +73,14 @@ def _failure(item: str, error: reader.TileError) -> Failure:
   return Failure(item, error.reason, error.level, error.x, error.y)
 
 
-def read_outlines(path: pathlib.Path | None) -> list[annotations.Polygon]:
-  """The annotations of a slide; none, if it has no file of them."""
-  return annotations.read_xml(path) if path else []
+def read_outlines(
+  path: pathlib.Path | None, size: tuple[int, int] | None = None
+) -> list[annotations.Polygon]:
+  """The annotations of a slide of this size; none, if it has no file of them.
+
+  A mask can't be read without the size, (width, height) of level 0.
+  """
+  return annotation_files.read_annotation(path, size) if path else []
 
 
 def _near_lesion(slide, polygons, tiles: grid.Grid) -> np.ndarray:
