@@ -47,7 +47,7 @@ def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
       for name in _names(table, 'trivial.')
     },
     'pixel': _pixel(folder, table, config, warnings),
-    'slide': _slides(folder, config, warnings),
+    'slide': _slides(folder, config, primary, warnings),
     'thresholds': {name: part['threshold'] for name, part in scores.items()},
     'curves': {
       name: part['curves'] for name, part in scores.items() if part['curves']
@@ -182,8 +182,13 @@ def _pixel(folder: pathlib.Path, table: dict, config: ConfigDict, warnings):
   return found
 
 
-def _slides(folder: pathlib.Path, config: ConfigDict, warnings) -> dict:
-  """Of test slides: by the highest tile, and by the mean of all tiles."""
+def _slides(
+  folder: pathlib.Path, config: ConfigDict, primary: str, warnings
+) -> dict:
+  """Of test slides, by each rule; by the one named beforehand first.
+
+  A score alone is that of the highest tile; of other rules RULE.SCORE.
+  """
   path = folder / 'slides.parquet'
   if not path.exists():
     return {}
@@ -195,6 +200,10 @@ def _slides(folder: pathlib.Path, config: ConfigDict, warnings) -> dict:
   found = {}
   names = {f'score.{name}': name for name in _names(table, 'score.')}
   names |= {f'mean.{name}': f'mean.{name}' for name in _names(table, 'mean.')}
+  names |= {f'slide.{name}': name for name in _names(table, 'slide.')}
+  rule = config.eval.slide_rule
+  first = primary if rule == 'max' else f'{rule}.{primary}'
+  names = dict(sorted(names.items(), key=lambda item: item[1] != first))
   for column, name in names.items():
     finite = np.isfinite(table[column].astype(np.float64))
     kept = finite & (table['label'] >= 0)

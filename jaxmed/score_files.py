@@ -14,17 +14,20 @@ from absl import logging
 from PIL import Image
 
 from jaxmed import score_slides, slide_files, workdir
-from jaxmed.datasets.slide_tiles import read_outlines
 from jaxmed.errors import UserError
 from jaxmed.progress import progress
 from jaxmed.score import Run
 from jaxmed.slide_stream import check_scale
+from jaxmed.slides.annotation_files import (
+  find_annotation,
+  read_annotation,
+  without_slide,
+)
 from jaxmed.slides.annotations import AnnotationError
 from jaxmed.slides.reader import SlideError, open_slide
 
 SLIDES = ('.svs', '.ndpi', '.mrxs', '.scn', '.vms', '.bif', '.svslide', '.dcm')
 PYRAMIDS = ('.tif', '.tiff')  # Either: a slide if it has more than one level.
-ANNOTATIONS = ('.xml', '.geojson', '.json')
 
 
 def score_files(
@@ -62,7 +65,7 @@ def score_files(
   columns = {k: [row[k] for row in rows] for k in rows[0]}
   path = out / 'scores.parquet'
   workdir.write_table(path, pa.table(columns))
-  return path, _unscored(found)
+  return path, sum(bool(row['reason']) for row in rows)
 
 
 def score_folder(
@@ -79,25 +82,24 @@ def score_folder(
 
   Returns slides.parquet, and how many slides have no score.
   """
-  files = _slides_of(slides)
-  outlines = _annotations_of(annotations) if annotations else {}
+  files = slides_of(slides)
+  lost, facts = [], []
+  if annotations and annotations.is_dir():
+    lost += [_lost(e) for e in without_slide(annotations, files)]
   run = Run(folder)
   out = _made(run, out)
   _settle(run, out, mpp)
-  lost, facts = [], []
   for file in progress(files, len(files), 'look at slides', 'slides'):
     try:
       one = _facts(run, file, file.stem, mpp)
     except SlideError:  # It will be a row of the table, with this reason.
       one = _unknown(file, file.stem, mpp)
     if annotations:
-      one |= _label(outlines.pop(file.stem, None), lost)
+      one |= _label(annotations, one, lost)
     facts.append(one)
-  for path in outlines.values():
-    lost.append(_lost(path, f'there is no slide {path.stem} in {slides}'))
   score_slides.scan(run, out, facts)
-  found = score_slides.finish(run, out, facts, out, lost)
-  return out / 'slides.parquet', _unscored(found)
+  score_slides.finish(run, out, facts, out, lost)
+  return out / 'slides.parquet', score_slides.unscored(out)
 
 
 def _made(run: Run, out: pathlib.Path | None) -> pathlib.Path:
@@ -132,50 +134,31 @@ def _settle(run: Run, out: pathlib.Path, mpp: float | None) -> None:
   workdir.write_json(path, now)
 
 
-def _slides_of(folder: pathlib.Path) -> list[pathlib.Path]:
-  """In the order of their names."""
-  files = sorted(
-    file
-    for file in _listed(folder)
-    if file.suffix.lower() in SLIDES + PYRAMIDS
-  )
-  if not files:
-    raise UserError(
-      f'{folder} has no slide: expected files that end in '
-      f'{", ".join(SLIDES + PYRAMIDS)}.'
-    )
-  _by_stem(files, 'slides')
-  return files
-
-
-def _annotations_of(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """By the name of the slide."""
-  files = [f for f in _listed(folder) if f.suffix.lower() in ANNOTATIONS]
-  return _by_stem(sorted(files), 'annotations')
-
-
-def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
+def slides_of(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The slides in a folder, in the order of their names."""
   try:
-    files = list(folder.iterdir())
+    listed = sorted(folder.iterdir())
   except OSError as error:
     raise UserError(
       f"The folder {folder} can't be read: {error.strerror}."
     ) from error
-  return [f for f in files if f.is_file() and not f.name.startswith('.')]
-
-
-def _by_stem(
-  files: Sequence[pathlib.Path], kind: str
-) -> dict[str, pathlib.Path]:
   found = {}
-  for file in files:
+  for file in listed:
+    hidden = file.name.startswith('.') or not file.is_file()
+    if hidden or file.suffix.lower() not in SLIDES + PYRAMIDS:
+      continue
     if other := found.get(file.stem):
       raise UserError(
-        f'{other} and {file} are two {kind} of one name; rename or move one, '
+        f'{other} and {file} are two slides of one name; rename or move one, '
         'since results are kept by name.'
       )
     found[file.stem] = file
-  return found
+  if not found:
+    raise UserError(
+      f'{folder} has no slide: expected files that end in '
+      f'{", ".join(SLIDES + PYRAMIDS)}.'
+    )
+  return list(found.values())
 
 
 def _unknown(file: pathlib.Path, group: str, mpp: float | None) -> dict:
@@ -191,31 +174,37 @@ def _unknown(file: pathlib.Path, group: str, mpp: float | None) -> dict:
   }
 
 
-def _facts(
-  run: Run, file: pathlib.Path, group: str, mpp: float | None
-) -> dict:
+def _facts(run: Run, file: pathlib.Path, group: str, mpp: float | None) -> dict:
   with open_slide(file, mpp) as slide:
     check_scale(run, slide)
     width, height = slide.size
   return _unknown(file, group, mpp) | {'width': width, 'height': height}
 
 
-def _label(path: pathlib.Path | None, lost: list[dict]) -> dict:
-  """Anomalous if anything but holes is drawn."""
-  if path is None:
-    return {'label': 0}
+def _label(folder: pathlib.Path, facts: dict, lost: list[dict]) -> dict:
+  """Anomalous if anything but holes is drawn; unknown if that is unreadable."""
+  size = facts['width'] and (facts['width'], facts['height'])
   try:
-    polygons = read_outlines(path)
+    path = find_annotation(folder, facts['path'])
+    if path is None:
+      return {'label': 0}
+    polygons = read_annotation(path, size)
   except AnnotationError as error:
-    lost.append(_lost(path, str(error)))
+    if not folder.is_dir():
+      raise
+    lost.append(_lost(error))
     return {}
   drawn = any(not polygon.hole for polygon in polygons)
   return {'label': int(drawn), 'annotation': os.path.abspath(path)}
 
 
-def _lost(path: pathlib.Path, reason: str) -> dict:
-  logging.warning('The annotation %s is not used: %s.', path, reason)
-  return {'stage': score_slides.STAGE, 'item': str(path), 'error': reason}
+def _lost(error: AnnotationError) -> dict:
+  logging.warning('%s', error)
+  return {
+    'stage': score_slides.STAGE,
+    'item': 'annotation',
+    'error': str(error),
+  }
 
 
 def _is_slide(file: pathlib.Path) -> bool:
@@ -263,10 +252,6 @@ def _row(run: Run, file, scores: dict[str, float]) -> dict:
     for k, v in scores.items()
   }
   return row | {'tiles': 1, 'tiles_failed': 0, 'reason': ''}
-
-
-def _unscored(found: Sequence[dict]) -> int:
-  return sum(bool(facts['reason']) for facts in found)
 
 
 def _stems(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:

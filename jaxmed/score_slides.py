@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import pyarrow.parquet as pq
 
 from jaxmed import slide_files, workdir
 from jaxmed.datasets.records import Records
-from jaxmed.datasets.slide_tiles import read_outlines
 from jaxmed.errors import UserError
 from jaxmed.progress import Progress, progress
 from jaxmed.score import Run
 from jaxmed.slide_stream import Job, grid_of, score_each
+from jaxmed.slides.annotation_files import read_annotation
 from jaxmed.training import distributed
 
 STAGE = 'score slides'
@@ -66,7 +67,9 @@ def scan(run: Run, folder: pathlib.Path, slides: Sequence[dict]) -> None:
   try:
     with ThreadPoolExecutor(1) as writer:  # While others are scored.
       saving = None
-      for facts, (job, found) in zip(left, score_each(run, jobs, bar), strict=True):
+      for facts, (job, found) in zip(
+        left, score_each(run, jobs, bar), strict=True
+      ):
         if saving:
           saving.result()
         saving = writer.submit(_save, run, folder, facts, job, found)
@@ -123,11 +126,20 @@ def finish(
   opened = [facts for facts in found if facts['opened']]
   highest = slide_files.highest_drawn(run, folder, opened)
   for facts in progress(opened, len(opened), 'draw slides', 'slides'):
-    path = pathlib.Path(facts['annotation'])
-    polygons = read_outlines(path) if facts['annotation'] else []
+    polygons = []
+    if path := facts['annotation']:
+      polygons = read_annotation(path, (facts['width'], facts['height']))
     slide_files.draw(run, folder, facts, highest, polygons)
   failed = slide_files.failures(found, STAGE)
   workdir.note_failures(out, STAGE, [*lost, *failed])
   slide_files.warn(found)
   workdir.write_table(out / 'slides.parquet', slide_files.table(run, found))
   return found
+
+
+def unscored(out: pathlib.Path) -> int:
+  """How many slides of a finished table have no score."""
+  path = out / 'slides.parquet'
+  if not path.exists():
+    return 0
+  return sum(map(bool, pq.read_table(path)['reason'].to_pylist()))

@@ -237,7 +237,9 @@ def table(run: Run, slides: Sequence[dict]) -> pa.Table:
       columns[name].append(facts[name])
     for rule in RULES:
       for name in run.names:
-        columns[column(rule, name)].append(facts['rules'].get(rule, {}).get(name))
+        columns[column(rule, name)].append(
+          facts['rules'].get(rule, {}).get(name)
+        )
   return pa.table(
     {
       name: pa.array(values, _type(name, values))

@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from jaxmed.datasets.crew import cores
-from jaxmed.errors import UserError
 from jaxmed.method import Batch
 from jaxmed.progress import Progress
 from jaxmed.score import Run
@@ -110,7 +109,7 @@ def score_slide(
 
 def score_each(
   run: Run, jobs: Sequence[Job], progress: Progress | None = None
-) -> Iterator[tuple[Job, SlideFound | UserError]]:
+) -> Iterator[tuple[Job, SlideFound | SlideError]]:
   """Scores slides in their order; an error in place of one not opened."""
   dense = any(job.dense for job in jobs)
   maps = (run.config.score.dense,) if dense else ()
@@ -201,7 +200,49 @@ class _Work:
       self._blend.downsample if self._blend else 1,
     )
 
-  def _highest(values: np.ndarray) -> float:
+  def _reason(self, scores: dict[str, float]) -> str:
+    tiles, failed = len(self.places), len(self._failures)
+    if not tiles:
+      return 'no tile has enough tissue'
+    if failed > self._run.config.score.max_failed * tiles:
+      return f'{failed} of {tiles} tiles could not be read'
+    if np.isnan(scores[self._run.primary]):
+      return f'{self._run.primary} is not finite on any tile'
+    return ''
+
+  def _corner(self, number: int) -> tuple[int, int]:
+    """x and y of a tile; of the NCRF scheme, it may lie beyond the border."""
+    row, column = self.places[number]
+    shift = 0
+    if self._run.config.score.scheme == 'ncrf':
+      shift = (self.grid.tile - self.tile) // 2
+    return int(self.grid.x[column]) + shift, int(self.grid.y[row]) + shift
+
+
+@dataclasses.dataclass
+class _Unopened:
+  """In the place of a slide that could not be opened."""
+
+  error: SlideError
+  empty: int
+  places: tuple = ()
+  left: int = 0
+
+  def close(self) -> None:
+    pass
+
+
+def check_scale(run: Run, slide: Slide) -> None:
+  """Nuclei of half the size are not what the run knows as healthy."""
+  if run.mpp and abs(np.log(slide.mpp / run.mpp)) > np.log(SCALE):
+    raise SlideError(
+      f'{slide.path} has {slide.mpp:.3g} µm per pixel, but the run was '
+      f'trained at {run.mpp:.3g}; train on tiles of its scale, or give the '
+      'right --mpp if the file is mistaken.'
+    )
+
+
+def _highest(values: np.ndarray) -> float:
   finite = values[np.isfinite(values)]
   return float(finite.max()) if len(finite) else float('nan')
 

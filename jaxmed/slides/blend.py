@@ -92,6 +92,6 @@ class Blend:
       total, weight = self._sums[:, :count]
       with np.errstate(invalid='ignore'):  # 0 / 0: no tile, so NaN.
         self._file.write((total / weight).tobytes())
-      self._sums[:, :-count or None] = self._sums[:, count:].copy()
+      self._sums[:, : -count or None] = self._sums[:, count:].copy()
       self._sums[:, self._sums.shape[1] - count :] = 0
       self._top += count

@@ -40,7 +40,6 @@ class ScoreMap:
     with np.errstate(invalid='ignore', divide='ignore'):
       return np.where(count > 0, total / count, np.nan)
 
-
   def squares(self) -> Float[np.ndarray, 'height width']:
     """The map as a picture with a pixel for each `stride` px of the slide.
 

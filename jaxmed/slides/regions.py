@@ -8,7 +8,7 @@ import dataclasses
 
 import contourpy
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64
 from scipy import ndimage
 
 # Outlines are drawn nearer to what is in than to what is out, so that squares
@@ -91,7 +91,9 @@ def _outlines(
   found = []
   for points, cuts in zip(*generator.filled(WITHIN, np.inf), strict=True):
     # The last point of a line repeats its first.
-    lines = [points[a : b - 1] - 1 for a, b in zip(cuts, cuts[1:], strict=False)]
+    lines = [
+      points[a : b - 1] - 1 for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
     found.append(lines)
   return found
 
