@@ -66,7 +66,9 @@ def train(
   _refuse_empty(method, config.data.cohorts, info)
   place = sharding.place(mesh, method.sharding, config.train.fsdp)
   plans = loop.plan(method, place, given)
-  primary_score(config, shapes(method, plans[-1][0], info, config.score.batch))
+  _check_names(
+    config, shapes(method, plans[-1][0], info, config.score.batch)
+  )
   provenance.add(
     data={
       'name': config.data.name,
@@ -165,6 +167,14 @@ def shapes(method: Method, state: State, info: Info, batch: int) -> Score:
     found = jax.eval_shape(method.search.init, args[2], *args[:2])
     args = *args, found
   return jax.eval_shape(method.score, *args)
+
+
+def _check_names(config: ConfigDict, score: Score) -> None:
+  """A misspelt name would show only after training."""
+  primary_score(config, score)
+  dense = config.score.dense
+  if dense and dense not in score.pixel:
+    raise errors.unknown('map (config.score.dense)', dense, score.pixel)
 
 
 def primary_score(config: ConfigDict, score: Score) -> str:

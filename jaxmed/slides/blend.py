@@ -39,13 +39,14 @@ class Blend:
   ):
     self._path, self._tile = pathlib.Path(path), tile
     self.downsample = downsample
+    self._size = size
     width, height = (math.ceil(side / downsample) for side in size)
     self.shape = height, width
     rows = math.ceil(tile / downsample) + 1  # A tile may begin within a pixel.
     self._sums = np.zeros((2, rows, width), np.float32)  # Values and weights.
     self._top = 0  # Row of the map where the strip begins.
     self._bins = functools.cache(self._bins)
-    self._file = self._path.open('wb')
+    self._path.write_bytes(b'')
 
   def add(self, x: int, y: int, values: Float[np.ndarray, 'tile tile']) -> None:
     """A tile's map at x and y of level 0; y never decreases."""
@@ -53,8 +54,10 @@ class Blend:
     if max(top, 0) < self._top:
       raise ValueError(f'a tile at row {top} after one at row {self._top}')
     self._write(min(max(top, 0), self.shape[0]))
-    down = self._bins(y % self.downsample)
-    across = self._bins(x % self.downsample)
+    across, down = (
+      self._bins(start % self.downsample, min(self._tile, side - start))
+      for start, side in zip((x, y), self._size, strict=True)
+    )
     sums = np.stack(
       [
         down @ values.astype(np.float32) @ across.T,
@@ -75,23 +78,29 @@ class Blend:
   def finish(self) -> Float32[np.ndarray, 'height width']:
     """The whole map, which stays on the disk."""
     self._write(self.shape[0])
-    self._file.close()
     return np.memmap(self._path, np.float32, 'r', shape=self.shape)
 
-  def _bins(self, phase: int) -> Float32[np.ndarray, 'pixels tile']:
-    """The window's weights, by the pixel of the map where each falls."""
-    pixel = (phase + np.arange(self._tile)) // self.downsample
-    return np.where(
-      pixel == np.arange(pixel[-1] + 1)[:, None], window(self._tile), 0
-    ).astype(np.float32)
+  def _bins(
+    self, phase: int, inside: int
+  ) -> Float32[np.ndarray, 'pixels tile']:
+    """The window's weights, by the pixel of the map where each falls.
+
+    Only the first `inside` pixels of the tile are on the slide.
+    """
+    at = np.arange(self._tile)
+    pixel = (phase + at) // self.downsample
+    falls = pixel == np.arange(pixel[-1] + 1)[:, None]
+    return np.where(falls & (at < inside), window(self._tile), np.float32(0))
 
   def _write(self, until: int) -> None:
     """Rows above `until` are finished."""
-    while self._top < until:
-      count = min(until - self._top, self._sums.shape[1])
-      total, weight = self._sums[:, :count]
-      with np.errstate(invalid='ignore'):  # 0 / 0: no tile, so NaN.
-        self._file.write((total / weight).tobytes())
-      self._sums[:, : -count or None] = self._sums[:, count:].copy()
-      self._sums[:, self._sums.shape[1] - count :] = 0
-      self._top += count
+    strip = self._sums.shape[1]
+    with self._path.open('ab') as file:
+      while self._top < until:
+        count = min(until - self._top, strip)
+        total, weight = self._sums[:, :count]
+        with np.errstate(invalid='ignore'):  # 0 / 0: no tile, so NaN.
+          file.write((total / weight).tobytes())
+        self._sums[:, : strip - count] = self._sums[:, count:].copy()
+        self._sums[:, strip - count :] = 0
+        self._top += count
