@@ -138,7 +138,7 @@ class _Work:
     try:
       mask = tissue_mask(slide, score.tissue_method or TISSUE[score.scheme])
       tissue = coverage(mask, self.grid) >= score.tissue
-      self._thumbnail = slide.thumbnail(THUMBNAIL)
+      self._thumbnail = _thumbnail(slide)
     except TileError as error:
       raise SlideError(
         f'{slide.path} cannot be looked at as a whole ({error.reason} at '
@@ -240,6 +240,17 @@ def check_scale(run: Run, slide: Slide) -> None:
       f'trained at {run.mpp:.3g}; train on tiles of its scale, or give the '
       'right --mpp if the file is mistaken.'
     )
+
+
+def _thumbnail(slide: Slide) -> UInt8[np.ndarray, 'height width 3']:
+  """From a coarser level, so smaller, where the usual one has a broken tile."""
+  usual = max(1.0, max(slide.size) / THUMBNAIL)
+  downsamples = [level.downsample for level in slide.levels]
+  *others, last = [usual, *(d for d in downsamples if d > usual)]
+  for downsample in others:
+    with contextlib.suppress(TileError):
+      return slide.overview(downsample)
+  return slide.overview(last)
 
 
 def _highest(values: np.ndarray) -> float:

@@ -8,13 +8,24 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tifffile
+from PIL import Image
 
-import jaxmed
-from jaxmed import cli, command, score_files, slide_files, slide_stream
+from jaxmed import (
+  cli,
+  command,
+  learn,
+  score_files,
+  score_records,
+  slide_files,
+  slide_stream,
+  workdir,
+)
 from jaxmed.configs import patchcore
-from jaxmed.datasets import phantom
+from jaxmed.datasets import phantom, write
+from jaxmed.datasets.records import open_records
 from jaxmed.errors import UserError
 from jaxmed.metrics.lesions import suppress
+from jaxmed.provenance import Provenance
 from jaxmed.score import Run
 from jaxmed.slides import annotations, blend, geojson, grid, ome, tissue
 from jaxmed.slides.detections import read_detections
@@ -28,8 +39,8 @@ MAP = 'nearest'
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  """Of a PatchCore of noise: small, but gone the whole way."""
+def loaded(tmp_path_factory):
+  """A PatchCore of noise, with its normals scored."""
   place = tmp_path_factory.mktemp('run')
   config = patchcore.get_config('tiny')
   folders = patchcore.get_config('folder')
@@ -41,12 +52,19 @@ def folder(tmp_path_factory):
   config.model.coreset_size = 8
   config.score.batch = BATCH
   config.score.dense = MAP
-  return jaxmed.train(config, place / 'run').folder
+  data = write.prepare(config.data, progress=False)
+  folder, one = place / 'run', jax.devices()[:1]
+  folder.mkdir()
+  workdir.settle(folder, config, fresh=False)
+  learn.train(config, folder, data, Provenance(folder), one)
+  run = Run(folder, one)
+  score_records.score_records(run, open_records(data))
+  return run
 
 
 @pytest.fixture(scope='module')
-def loaded(folder):
-  return Run(folder, jax.devices()[:1])
+def folder(loaded):
+  return loaded.folder
 
 
 @pytest.fixture
@@ -79,9 +97,13 @@ def write_slide(path: pathlib.Path, seed: int) -> None:
   phantom.write_slide(path, np.clip(pixels, 0, 255).astype(np.uint8), 0.5)
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-  monkeypatch.setattr(command, 'set_up', lambda: None)
+@pytest.fixture(autouse=True, scope='module')
+def _once(loaded):
+  """The log stays as it is, and what was compiled is not compiled again."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(command, 'set_up', lambda: None)
+    patch.setattr(score_files, 'Run', lambda folder: loaded)
+    yield
 
 
 def brute(run, path, tile, corners, tissue):
@@ -180,6 +202,12 @@ def score(folder, slides, out, **more):
   )
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(scored, monkeypatch):
+  """Pictures take the longest; those of `scored` are enough."""
+  monkeypatch.setattr(slide_files, 'draw', lambda *_: None)
+
+
 def lines(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -188,10 +216,8 @@ def lines(path):
 def scored(folder, slides, tmp_path_factory):
   """The whole folder by the command, with pixel maps."""
   out = tmp_path_factory.mktemp('scored')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(command, 'set_up', lambda: None)
-    argv = ['score', '--workdir', folder, '--slides', slides, '--out', out]
-    assert cli.main([str(word) for word in argv]) == 0
+  argv = ['score', '--workdir', folder, '--slides', slides, '--out', out]
+  assert cli.main([str(word) for word in argv]) == 0
   return out
 
 
@@ -219,6 +245,14 @@ def test_a_folder_gives_a_table(scored, loaded, slides):
       'slide.top_k': np.sort(values)[-10:].mean(),
     }.items():
       assert row[f'{column}.nearest'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_slide_is_drawn(scored):
+  for group in 'abc':
+    with Image.open(scored / f'{group}_overlay.png') as picture:
+      assert picture.size[0] == 900 + 130
+    with Image.open(scored / f'{group}_thumbnail.png') as picture:
+      assert picture.size == SIZE
 
 
 def test_rules_of_few_tiles_and_of_none(run):
