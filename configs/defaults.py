@@ -59,6 +59,8 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'specificity': 0.9,  # At which sensitivity is given.
         'resamples': 2000,
         'seed': 0,
+        'protocol': '',  # Or camelyon16: also the FROC of slides' lesions.
+        'strict': True,  # The FROC as the official script has it, quirks too.
       },
       'report': {'examples': 6},
     }

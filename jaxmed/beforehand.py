@@ -8,7 +8,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed import errors, methods, score_records, slide_files, slide_stream
+from jaxmed import (
+  errors,
+  evaluate_lesions,
+  methods,
+  score_records,
+  slide_files,
+  slide_stream,
+)
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.pipeline.frame import Frame
@@ -55,6 +62,7 @@ def check_config(config: ConfigDict) -> None:
   if config.method not in methods.names():
     raise errors.unknown('method', config.method, methods.names())
   check_choices(config)
+  evaluate_lesions.check_protocol(config)
   check_numbers(config)
 
 

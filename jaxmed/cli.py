@@ -89,8 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     'evaluate',
     _evaluate,
     'compute the metrics of a run again',
-    'Reads scores.parquet, slides.parquet and maps/, writes results.json and '
-    'prints the table. Options override the run for this once.',
+    'Reads scores.parquet, slides.parquet, detections/ and maps/, writes '
+    'results.json and prints the table. Options override the run for this '
+    'once.',
   )
   _workdir(evaluate)
   evaluate.add_argument(
@@ -107,6 +108,18 @@ def _parser() -> argparse.ArgumentParser:
     type=int,
     metavar='N',
     help='of the bootstrap, for the intervals (e.g. 2000)',
+  )
+  evaluate.add_argument(
+    '--protocol',
+    metavar='NAME',
+    help='camelyon16: also the FROC of the lesions, from detections/ and the '
+    "slides' annotations",
+  )
+  evaluate.add_argument(
+    '--strict',
+    action=argparse.BooleanOptionalAction,
+    help="the FROC exactly as the challenge's script has it (default), or "
+    "without its quirks and at each slide's own scale",
   )
   report = _add(
     commands,
@@ -174,7 +187,7 @@ def _evaluate(parsed) -> None:
   from jaxmed import beforehand, evaluate, workdir
 
   config = workdir.load_config(parsed.workdir)
-  for name in ('primary', 'quantile', 'resamples'):
+  for name in ('primary', 'quantile', 'resamples', 'protocol', 'strict'):
     if (value := getattr(parsed, name)) is not None:
       config.eval[name] = value
   beforehand.check_numbers(config)

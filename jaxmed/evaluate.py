@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
-from jaxmed import errors, workdir
+from jaxmed import errors, evaluate_lesions, workdir
 from jaxmed.metrics import images, pixels
 from jaxmed.metrics.bootstrap import Number
 from jaxmed.progress import progress
@@ -54,6 +54,10 @@ def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
     },
     'counts': _counts(table),
   }
+  if config.eval.get('protocol'):
+    results['froc'] = evaluate_lesions.evaluate_lesions(
+      folder, config, primary, warnings.add
+    )
   _judge(results, table, config, warnings)
   results['warnings'] = list(warnings.texts)
   plain = _plain(results)
@@ -325,7 +329,7 @@ def table(results: dict) -> str:
 
 
 def _more(results: dict) -> list[str]:
-  """Pixels, slides and warnings, a line each."""
+  """Pixels, slides, lesions and warnings."""
   kinds = (
     ('pixels', 'pixel', ('auroc', 'aupro_4', 'aupro_8')),
     ('slides', 'slide', ('auroc',)),
@@ -338,6 +342,7 @@ def _more(results: dict) -> list[str]:
     for title, kind, names in kinds
     for name, metrics in results[kind].items()
   ]
+  lines += evaluate_lesions.lines(results)
   return lines + [f'Warning: {text}' for text in results['warnings']]
 
 

@@ -42,6 +42,7 @@ TOP = {
   'command',
   'doctor',
   'evaluate',
+  'evaluate_lesions',
   'examples',
   'launch',
   'learn',

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 GAP = 75.0  # Micrometres, about five tumour cells.
 ITC_LENGTH = 275.0  # Micrometres.
+CORNERS = np.ones((3, 3))  # Pixels that touch at a corner are joined.
 BLOCK = 4096  # Candidates that `suppress` looks at together.
 
 Detections = Float[np.ndarray, 'n 3']
@@ -71,29 +72,27 @@ def evaluation_mask(
   (The official script finds one in its upper left corner: scipy then measures
   the distance to a point outside the image.)
   """
-  labels = np.zeros(tumour.shape, np.int32)
   radius = GAP / (pixel * 2)
-  box = _around(tumour, math.ceil(radius) + 1)
-  if box is None:
-    return labels
-  grown = ndimage.distance_transform_edt(~tumour[box]) < radius
-  filled = ndimage.binary_fill_holes(grown)
-  ndimage.label(filled, np.ones((3, 3)), output=labels[box])
-  return labels
+  grown = np.zeros(tumour.shape, bool)
+  # A piece at a time, each in its box: the rest of the slide is glass.
+  for box in _boxes(tumour, math.ceil(radius)):
+    grown[box] |= ndimage.distance_transform_edt(~tumour[box]) < radius
+  pieces, _ = ndimage.label(grown, CORNERS)
+  for label, box in enumerate(ndimage.find_objects(pieces), 1):
+    grown[box] |= ndimage.binary_fill_holes(pieces[box] == label)
+  ndimage.label(grown, CORNERS, output=pieces)  # What lay in holes is gone.
+  return pieces
 
 
-def _around(
+def _boxes(
   mask: Bool[np.ndarray, 'h w'], margin: int
-) -> tuple[slice, slice] | None:
-  """The box of what is set, with a margin; None where nothing is."""
-  box = []
-  for axis in (1, 0):
-    places = np.flatnonzero(mask.any(axis=axis))
-    if not len(places):
-      return None
-    start, stop = int(places[0]) - margin, int(places[-1]) + 1 + margin
-    box.append(slice(max(start, 0), stop))
-  return tuple(box)
+) -> list[tuple[slice, slice]]:
+  """Of each connected piece, with a margin."""
+  pieces, _ = ndimage.label(mask, CORNERS)
+  return [
+    tuple(slice(max(s.start - margin, 0), s.stop + margin) for s in box)
+    for box in ndimage.find_objects(pieces)
+  ]
 
 
 def major_axes(

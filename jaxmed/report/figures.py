@@ -14,6 +14,7 @@ from markupsafe import Markup
 from jaxmed.report import words
 from jaxmed.report.plot import Plot, element, join
 
+RATES = (0.125, 0.25, 0.5, 1, 2, 4, 8)  # Ticks of the FROC.
 SERIES = 8  # The style sheet has so many colours with their dashes.
 BINS = 40
 
@@ -67,6 +68,31 @@ def precision_recall(results: dict, primary: str) -> Figure | None:
     'Precision and recall',
     _band_words(caption),
     tuple(legend),
+  )
+
+
+def froc(found: dict) -> Figure | None:
+  """Lesions found against false positives per slide, with its band."""
+  curve = found.get('curve')
+  if not curve:
+    return None
+  x, y = curve['false_positives'], curve['sensitivity']
+  top = max(1.0, *(words.finite(v) or 0 for v in y))
+  label = 'Mean false positives per slide'
+  plot = Plot((min(x), max(x)), (0, top), label, 'Sensitivity', octaves=RATES)
+  if curve.get('low') and curve.get('high'):
+    plot.band(x, curve['low'], curve['high'], 's0')
+  plot.line(x, y, 's0', 'FROC')
+  for rate, number in found.get('sensitivity_at', {}).items():
+    value = words.finite(number.get('value'))
+    if value is not None:
+      plot.point(float(rate), value, 's0', f'{value:.3f} at {rate}')
+  score = words.share(found.get('score', {}).get('value'))
+  return Figure(
+    plot.svg(f'FROC curve, score {score}'),
+    'FROC',
+    f'Dots: the six rates, whose mean sensitivity is the score, {score}. '
+    'Band: 95 % interval, resampled by slide.',
   )
 
 

@@ -88,9 +88,12 @@ class Plot:
     y_label: str,
     size: tuple[int, int] = (WIDTH, HEIGHT),
     log: bool = False,
+    octaves: Sequence[float] = (),
   ):
+    """`log` is of y; x is logarithmic with `octaves`, which are its ticks."""
     self.width, self.height = size
-    self.x = Scale(*x, LEFT, self.width - RIGHT)
+    self.x = Scale(*x, LEFT, self.width - RIGHT, bool(octaves))
+    self._x_ticks = list(octaves) or self.x.ticks(6)
     self.y = Scale(*y, self.height - BOTTOM, TOP, log)
     self._labels = x_label, y_label
     self._parts = []
@@ -181,7 +184,7 @@ class Plot:
           'text', _tick(tick), x=left - 8, y=y, dy='0.35em', class_='tick y'
         ),
       ]
-    for tick in self.x.ticks(6):
+    for tick in self._x_ticks:
       x = _px(self.x(tick))
       parts += [
         element('line', x1=x, y1=bottom, x2=x, y2=bottom + 4, class_='axis'),

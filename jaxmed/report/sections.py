@@ -50,6 +50,7 @@ def everything(run: Run, examples: int | None) -> dict:
     'curves': curves(run),
     'histograms': histograms(run),
     'pixel': plain_table(run.results.get('pixel', {})),
+    'lesions': lesions(run),
     'slide_metrics': plain_table(run.results.get('slide', {})),
     'slides': slides,
     'ranks': ranks,
@@ -84,11 +85,14 @@ def tiles(run: Run) -> list[dict]:
     'sensitivity': 'Sensitivity at the threshold',
     'specificity': 'Specificity at the threshold',
   }
-  return [
+  shown = [
     {'name': title, **cell(metrics[name])}
     for name, title in named.items()
     if name in metrics
   ]
+  if found := run.results.get('froc'):
+    shown.append({'name': 'FROC score of lesions', **cell(found.get('score'))})
+  return shown
 
 
 def cell(number: dict | float | None) -> dict:
@@ -190,6 +194,31 @@ def plain_table(rows: dict[str, dict]) -> dict:
       for name, row in rows.items()
     ],
   }
+
+
+def lesions(run: Run) -> dict:
+  """The FROC with its numbers, and the slides in it and left out."""
+  found = run.results.get('froc')
+  if not found:
+    return {}
+  at = found.get('sensitivity_at', {})
+  counts = 'lesions', 'itc', 'slides', 'tumour_slides', 'detections'
+  by_slide = found.get('by_slide', [])
+  return {
+    'figure': figures.froc(found),
+    'score': cell(found.get('score')),
+    'auroc': cell(found.get('auroc')),
+    'rates': [(rate, cell(number)) for rate, number in at.items()],
+    'strict': bool(found.get('strict')),
+    'excluded': found.get('excluded', []),
+    'by_slide': sorted(by_slide, key=_missed_first),
+    **{name: found.get(name) for name in counts},
+  }
+
+
+def _missed_first(slide: dict) -> tuple:
+  missed = (slide.get('lesions') or 0) - (slide.get('found') or 0)
+  return -missed, -(slide.get('false') or 0), str(slide.get('group'))
 
 
 def curves(run: Run) -> list[figures.Figure]:

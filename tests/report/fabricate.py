@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from sklearn import metrics
 
+from jaxmed.metrics import froc, lesions
+
 SCORES = {'cycle_ssim': 1.6, 'cycle_l1': 1.1, 'latent': 0.4}
 TRIVIAL = {
   'mean_intensity': -0.4,
@@ -43,7 +45,8 @@ def fabricate(
   calibration = _calibration(table)
   _json(folder / 'calibration.json', calibration)
   _json(folder / 'config.json', config())
-  _json(folder / 'results.json', _results(table, calibration))
+  results = _results(table, calibration) | {'froc': _froc(rng, slides)}
+  _json(folder / 'results.json', results)
   _json(folder / 'provenance.json', _provenance())
   _lines(folder / 'train.jsonl', _log(rng))
   _lines(folder / 'failures.jsonl', _failures(slides))
@@ -175,6 +178,51 @@ def _results(table: dict, calibration: dict) -> dict:
     'curves': {k: _curves(label, table[f'score.{k}'][test]) for k in SCORES},
     'counts': _counts(table),
     'warnings': ['The validation normals come from one slide.'],
+  }
+
+
+def _froc(rng, slides: int) -> dict:
+  """Every slide but the last, which has no score."""
+  hits, rows = [], []
+  for i in range(slides - 1):
+    count = int(rng.integers(1, 5)) if i >= slides // 2 else 0
+    best = np.where(rng.random(count) < 0.8, rng.uniform(0.3, 1, count), 0)
+    kept = np.where(best > 0, 0, -1)
+    false = rng.beta(2, 4, 3 * i + 4)
+    hits.append(lesions.Hits(false, best.astype(np.float32), kept, count))
+    rows.append(
+      {
+        'group': f'test_{i:03d}',
+        'label': int(count > 0),
+        'mpp': 0.5,
+        'lesions': count,
+        'itc': int(i == slides - 2),
+        'found': int((kept >= 0).sum()),
+        'detections': len(false) + count,
+        'false': len(false),
+      }
+    )
+  found = froc.froc(hits, 200, strict=True)
+  at = {k: v.as_dict() for k, v in found['sensitivity_at'].items()}
+  total = lambda key: sum(row[key] for row in rows)
+  return found | {
+    'protocol': 'camelyon16',
+    'strict': True,
+    'score': found['score'].as_dict(),
+    'sensitivity_at': at,
+    'auroc': number(0.83, 0.5, 1.0, n=7, positives=4),
+    'slides': len(rows),
+    'tumour_slides': total('label'),
+    'lesions': total('lesions'),
+    'itc': total('itc'),
+    'detections': total('detections'),
+    'excluded': [
+      {
+        'group': f'test_{slides - 1:03d}',
+        'reason': '31 of 1210 tiles could not be read',
+      }
+    ],
+    'by_slide': rows,
   }
 
 

@@ -123,3 +123,37 @@ def test_every_kind_of_picture_can_be_shown(tmp_path, mode):
 def test_enormous_pictures_are_not_opened(tmp_path):
   Image.new('1', (10_000, 6_000)).save(tmp_path / 'bomb.png')
   assert Pictures().embed(tmp_path / 'bomb.png', 9)['missing'] == 'unreadable'
+
+
+def test_the_froc_is_drawn_where_its_numbers_say():
+  rates, sensitivity = [0.125, 0.5, 1, 8], [0, 0.25, 0.5, 0.75]
+  found = {
+    'score': {'value': 0.4},
+    'sensitivity_at': {'1': {'value': 0.5}, '8': {'value': None}},
+    'curve': {
+      'false_positives': rates,
+      'sensitivity': sensitivity,
+      'low': [0, 0.125, 0.25, 0.5],
+      'high': [0.125, 0.5, 0.75, 1],
+    },
+  }
+  figure = figures.froc(found)
+  drawn = points(figure.svg, 'line s0')
+  octaves = np.log2(rates)
+  np.testing.assert_allclose(
+    (drawn[:, 0] - drawn[0, 0]) / np.ptp(drawn[:, 0]),
+    (octaves - octaves[0]) / np.ptp(octaves),
+    atol=1e-3,
+  )
+  heights = drawn[0, 1] - drawn[:, 1]
+  np.testing.assert_allclose(
+    heights / heights[-1], np.array(sensitivity) / 0.75, atol=1e-3
+  )
+  assert len(points(figure.svg, 'band s0')) == 8
+  dots = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', figure.svg)
+  assert dots == [tuple(f'{v:g}' for v in drawn[2])]
+  assert '>0.125<' in figure.svg and '>8<' in figure.svg
+  assert '0.400' in figure.caption
+  found['curve'] |= {'low': [None] * 4, 'high': [None] * 4}
+  assert 'band' not in figures.froc(found).svg
+  assert figures.froc(found | {'curve': None}) is None

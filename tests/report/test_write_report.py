@@ -15,6 +15,7 @@ from tests.report.page import Page
 
 SECTIONS = (
   'results',
+  'lesions',
   'slides',
   'examples',
   'training',
@@ -71,7 +72,8 @@ def test_a_whole_run_has_every_section(page):
   ids = {a.get('id') for a in page.all('section')}
   assert ids >= set(SECTIONS)
   plots = [svg for svg in page.all('svg') if svg.get('class') == 'plot']
-  assert len(plots) == 2 + 3 + 3 + 2  # Curves, histograms, training, further.
+  # Curves, FROC, histograms, training, further.
+  assert len(plots) == 2 + 1 + 3 + 3 + 2
   assert len(page.all('img')) == 7 * 2 + 16 * 4
 
 
@@ -277,3 +279,46 @@ def test_failures_beyond_the_hundredth_are_counted(run):
   check(page)
   assert '150 in all: 3 in “score slides”, 147 in “prepare”' in page.text
   assert '50 more are in failures.jsonl' in page.text
+
+
+def test_lesions_their_numbers_and_who_was_left_out(page, run):
+  assert 'FROC score of lesions' in page.text
+  assert 'Exactly the official script' in page.text
+  assert 'Slides left out of the FROC: 1' in page.text
+  assert 'test_006 31 of 1210 tiles could not be read' in page.text
+  found = json.loads((run / 'results.json').read_text())['froc']
+  text = read(run).text
+  for rate, one in found['sensitivity_at'].items():
+    span = f'{one["low"]:.3f}–{one["high"]:.3f}'
+    assert f'{rate} {one["value"]:.3f} {span}' in text
+  assert f'{found["lesions"]} lesions were to be found on' in text
+
+
+def test_a_froc_without_lesions_says_why(run):
+  reason = 'there is no lesion to be found'
+  nothing = number(None, reason=reason)
+
+  def empty(results):
+    results['froc'] |= {
+      'score': nothing,
+      'sensitivity_at': {'0.25': nothing},
+      'curve': None,
+      'strict': False,
+      'excluded': [],
+      'by_slide': [],
+    }
+
+  change(run, 'results.json', empty)
+  page = read(run)
+  check(page)
+  assert f'not defined: {reason}' in page.text
+  assert 'No slide was left out' in page.text
+  assert 'each slide has its own scale' in page.text
+
+
+def test_a_run_without_the_protocol_has_no_section_of_lesions(run):
+  change(run, 'results.json', lambda results: results.pop('froc'))
+  page = read(run)
+  check(page)
+  assert 'lesions' not in {a.get('id') for a in page.all('section')}
+  assert '#lesions' not in {a.get('href') for a in page.all('a')}
