@@ -21,6 +21,7 @@ CACHE_BYTES = 32 << 20  # Of decoded tiles: neighbouring regions share them.
 SEEN = 1 << 16  # Tiles that are remembered to have been read.
 START_OF_SCAN = b'\xff\xda'
 END_OF_IMAGE = b'\xff\xd9'
+HOLE = bytes(32)  # As a lost block of a disk; rare in what was written.
 # In a scan 0xff is followed by 0, a restart marker or another 0xff.
 STRAY_MARKER = re.compile(b'\xff[^\x00\xd0-\xd7\xff]')
 
@@ -214,13 +215,16 @@ class Tiles:
     check_markers(data)
     try:
       pixels = plane.decode(data)
-      whole = (
-        not _flat_end(pixels) or (pixels == plane.decode(_pad(data))).all()
-      )
+      # The codec passes over data that is short or too long. To find out
+      # takes another decoding, done where there is a reason to doubt.
+      if _flat_end(pixels) and (pixels != plane.decode(_padded(data))).any():
+        raise DecodeError('its JPEG ends too soon')
+      if HOLE in data and (pixels == plane.decode(_shortened(data))).all():
+        raise DecodeError('its JPEG has a hole')
+    except DecodeError:
+      raise
     except Exception as error:  # The codec has its own types of error.
       raise DecodeError(str(error)) from error
-    if not whole:
-      raise DecodeError('its JPEG ends too soon')
     if pixels.shape != shape:
       raise DecodeError(f'its JPEG is {pixels.shape}, expected {shape}')
     return pixels
@@ -242,13 +246,19 @@ def check_markers(data: bytes) -> None:
 def _flat_end(pixels: np.ndarray) -> bool:
   """Whether the last block has one colour, as after data has run out.
 
-  The codec then goes on silently. Empty glass looks the same; see `_pad`.
+  The codec then goes on silently. Empty glass looks the same.
   """
   corner = pixels[-8:, -8:].reshape(-1, 3)
   return bool((corner == corner[0]).all())
 
 
-def _pad(data: bytes) -> bytes:
+def _padded(data: bytes) -> bytes:
   """A JPEG with more data before its end; a whole one decodes as before."""
   end = data.rfind(END_OF_IMAGE)
   return data[:end] + b'\x53\xa6\x2d\x91' * 8 + data[end:]
+
+
+def _shortened(data: bytes) -> bytes:
+  """A JPEG with less data before its end; a whole one loses its last blocks."""
+  end = data.rfind(END_OF_IMAGE)
+  return data[: end - 16] + data[end:]
