@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 MOST = 4096  # Directories: a slide has tens.
+MOST_TILES = 1 << 22  # Of a level: 500,000 px a side in tiles of 256.
 SIDES = 256, 257, 322, 323  # Tags: width and length of picture and tile.
 OFFSETS = 324  # Tag: where each tile is.
 NUMBERS = {3: 'H', 4: 'I', 16: 'Q'}
@@ -70,6 +71,11 @@ def _check_tiles(entries: Iterator[tuple], order: str) -> None:
       f'{tile_length}'
     )
   tiles = -(-width // tile_width) * -(-length // tile_length)
+  if tiles > MOST_TILES:
+    raise ValueError(
+      f'a level of {width} x {length} px has {tiles} tiles; no more than '
+      f'{MOST_TILES} are read'
+    )
   if listed < tiles:
     raise ValueError(
       f'a level of {width} x {length} px lists {listed} of its {tiles} tiles'

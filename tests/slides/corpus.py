@@ -256,14 +256,23 @@ def tiles_of_nothing(folder):
   return _set_tag(folder, 'tiles_of_nothing.tif', 0, 'TileWidth', 0)
 
 
-@case('lists')
+@case('has 15264649 tiles')
 def bomb(folder):
-  """10^6 x 10^6 pixels, by its header, in tiles of which six are there."""
-  path = _set_tag(folder, 'bomb.tif', 0, 'ImageWidth', 10**6)
+  """10^6 x 10^6 pixels, by its header, and six tiles."""
+  return _enlarged(folder, 'bomb.tif', 10**6)
+
+
+@case('lists 6 of its 152881 tiles')
+def tiles_missing(folder):
+  return _enlarged(folder, 'tiles_missing.tif', 10**5)
+
+
+def _enlarged(folder, name, side) -> pathlib.Path:
+  path = _set_tag(folder, name, 0, 'ImageWidth', side)
   content = bytearray(path.read_bytes())
   place = _pages()[0].tags['ImageLength'].valueoffset
-  content[place : place + 4] = struct.pack('<I', 10**6)
-  return _put(folder, 'bomb.tif', content)
+  content[place : place + 4] = struct.pack('<I', side)
+  return _put(folder, name, content)
 
 
 @case('lists')
