@@ -28,7 +28,7 @@ from jaxmed.slides.annotations import Polygon
 from jaxmed.slides.detections import write_detections
 from jaxmed.slides.geojson import write_geojson
 from jaxmed.slides.grid import Grid
-from jaxmed.slides.ome import read_ome, write_ome
+from jaxmed.slides.map_files import read_ome, write_ome
 from jaxmed.slides.regions import find_regions
 
 RULES = ('max', 'mean', 'mean_above', 'top_k')

@@ -27,7 +27,7 @@ from jaxmed.errors import UserError
 from jaxmed.metrics.lesions import suppress
 from jaxmed.provenance import Provenance
 from jaxmed.score import Run
-from jaxmed.slides import annotations, blend, geojson, grid, ome, tissue
+from jaxmed.slides import annotations, blend, geojson, grid, map_files, tissue
 from jaxmed.slides.detections import read_detections
 from jaxmed.slides.reader import open_slide
 from tests.test_command import pictures
@@ -278,7 +278,7 @@ def test_maps_have_the_slides_scale(scored, loaded, slides):
     assert about['PhysicalSizeX'] == about['PhysicalSizeY'] == size
     assert about['Channel']['Name'] == channel
     assert values.squeeze().shape == shape
-  values, _ = ome.read_ome(scored / 'a.ome.tif')
+  values, _ = map_files.read_ome(scored / 'a.ome.tif')
   np.testing.assert_array_equal(values['nearest'], found.maps['nearest'])
 
 
@@ -287,7 +287,7 @@ def test_outlines_and_detections_are_of_the_map(scored, loaded):
   known = loaded.calibration[name]
   drawn = 0
   for group in 'abc':
-    values = ome.read_ome(scored / f'{group}_{MAP}.ome.tif')[0][MAP]
+    values = map_files.read_ome(scored / f'{group}_{MAP}.ome.tif')[0][MAP]
     above = np.nan_to_num(values, nan=-np.inf) > known['threshold']
     polygons = geojson.read_geojson(scored / f'{group}.geojson')
     mask = annotations.rasterise(polygons, 88, 65, downsample=8)
