@@ -114,6 +114,8 @@ def read_xml(path: str | os.PathLike) -> list[Polygon]:
 class _Reader(sax.ContentHandler):
   """Collects polygons while the file is read: no tree of it is held."""
 
+  characters = None  # Text is passed over without a call.
+
   def __init__(self, path: pathlib.Path):
     super().__init__()
     self.polygons: list[Polygon] = []
@@ -124,22 +126,21 @@ class _Reader(sax.ContentHandler):
     self._values = array('d')  # Order, x and y of each corner.
 
   def startElement(self, name, attrs):
+    if name == 'Coordinate' and self._open:
+      try:
+        corner = attrs.get('Order') or 0, attrs['X'], attrs['Y']
+        self._values.extend(map(float, corner))
+      except (KeyError, ValueError) as error:
+        raise self._wrong('has a coordinate without a number') from error
+      return
     if not self._root:
       self._root = name
       if name != 'ASAP_Annotations':
         raise AnnotationError(
           f'{self._path} begins with <{name}>, expected <ASAP_Annotations>.'
         )
-    if name == 'Coordinate' and self._open:
-      try:
-        order = attrs.get('Order') or 0
-        corner = float(order), float(attrs['X']), float(attrs['Y'])
-      except (KeyError, ValueError) as error:
-        raise self._wrong('has a coordinate without a number') from error
-      self._values.extend(corner)
-    elif name == 'Annotation':
-      self._open = attrs.copy()
-      self._values = array('d')
+    if name == 'Annotation':
+      self._open, self._values = attrs.copy(), array('d')
     self.understood |= name in ('Annotations', 'Annotation')
 
   def endElement(self, name):
