@@ -5,7 +5,7 @@ analysis, ISBI 2009, with the constants of the code in common use
 (github.com/mitkovetta/staining-normalization):
 
   D      = -ln((255 x + 1) / LIGHT), the optical density of each channel
-  tissue = pixels whose D is at least BETA in every channel
+  tissue = cells of CELL x CELL px whose mean D is at least BETA everywhere
   plane  = of the two first eigenvectors of the tissue's covariance
   W      = unit vectors of that plane at the 1st and 99th percentile of the
            tissue's angles; haematoxylin is the one with more red
@@ -13,20 +13,24 @@ analysis, ISBI 2009, with the constants of the code in common use
   M      = the 99th percentile of C, by stain
   x'     = (LIGHT exp(-W_target C M_target / M) - 1) / 255
 
+The code's cells are single pixels. In a JPEG, whose colours are noise from one
+pixel to the next, the plane is then turned by that noise: of 89 patches of
+Camelyon16, 9 % came out with stains unlike H&E, with cells of 4 px 1 %.
 The code takes M of all pixels and leaves the 1 out on the way back. Here M is
 of all that is not glass (D at least BETA in any channel), so that a tile with
 little tissue is not stained the more, and what is made like itself stays as it
 was, but for what neither stain explains.
 
-Reinhard et al., Color transfer between images, 2001: mean and deviation of
-tissue in Ruderman's l alpha beta (not CIE L*a*b*) are made those of a target.
+Reinhard et al., Color transfer between images, 2001: mean and deviation of all
+that is not glass are made those of a target, in the paper's space, Ruderman's
+l alpha beta (not CIE L*a*b*). Glass stays as it is; in between, it is mixed.
 
 Ruifrok and Johnston, Quantification of histochemical staining by color
 deconvolution, 2001, give the HED space in which Tellez et al. 2018 jitter.
 
 Images are [..., h, w, 3], uint8 or uint16 or float in [0, 1]; results are
 float. Each is normalised for itself. One that cannot be (`ok` is False: glass,
-one colour, gray) is given back as it came.
+one colour, gray, stains unlike H&E) is given back as it came.
 """
 
 import math
@@ -43,8 +47,10 @@ from jaxmed.ops.quantile import quantile
 LIGHT = 240.0  # Transmitted through glass, of 255.
 BETA = 0.15
 TAIL = 0.01  # Percentiles 1 and 99.
-LEAST_TISSUE = 0.01  # Of the pixels; fewer say nothing of a stain.
+CELL = 4
+LEAST_CELLS = 32  # Of tissue; fewer say nothing of a stain.
 LEAST_ANGLE = np.deg2rad(4)  # Between two stains; less is noise of one.
+LEAST_LIKENESS = 0.5  # Cosine of W's difference and the reference's.
 LEAST_DEVIATION = 0.002  # In l alpha beta; less is one colour, or gray.
 
 # Optical density (natural logarithm) in base 10, of haematoxylin, eosin, DAB.
@@ -114,7 +120,8 @@ _LIKE = {Stain: MACENKO, Statistics: REINHARD}
 
 def fit_macenko(images: Pixels) -> Stain:
   """The stain of an image, or of several taken together."""
-  return _single(_stain(_density(_pooled(images))))
+  images = images.reshape(-1, *images.shape[-2:])  # One above the other.
+  return _single(_stain(_density(_planes(images)), images.shape))
 
 
 def normalise_macenko(
@@ -128,7 +135,7 @@ def normalise_macenko(
   planes = _planes(images)
   density = _density(planes)
   target = _each(target)
-  source = _each(source) if source else _stain(density)
+  source = _each(source) if source else _stain(density, images.shape)
   scale = _over(target.maxima, source.maxima)
   turn = _product(target.matrix * scale[..., None, :], _inverse(source.matrix))
   light = LIGHT * jnp.exp(-_mixed(turn, density))
@@ -137,7 +144,7 @@ def normalise_macenko(
 
 def fit_reinhard(images: Pixels) -> Statistics:
   """The colour statistics of an image, or of several taken together."""
-  return _single(_statistics(_pooled(images)))
+  return _single(_statistics(_planes(images.reshape(-1, *images.shape[-2:]))))
 
 
 def normalise_reinhard(
@@ -154,6 +161,8 @@ def normalise_reinhard(
   lab = lab + target.mean[..., None]
   lms = jnp.exp(_mixed(np.linalg.inv(RUDERMAN), lab))
   made = _mixed(np.linalg.inv(LMS), lms) / 255
+  glass = 1 - jnp.clip(_density(planes).max(axis=-2) / BETA, 0, 1)
+  made = made + glass[:, None] * (planes - made)
   return _chosen(source.ok, made, planes, images.shape)
 
 
@@ -182,10 +191,11 @@ def jitter_hed(key: RandomKey, image: Images, strength: float) -> Images:
   return from_hed(to_hed(image) * (1 + scale) + shift)
 
 
-def _stain(density: Planes) -> Stain:
-  tissue = (density >= BETA).all(axis=-2)
-  along, across = _plane(density, tissue)
-  x, y = (_dot(axis, density) for axis in (along, across))
+def _stain(density: Planes, shape) -> Stain:
+  cells = _cells(density, shape)
+  tissue = (cells >= BETA).all(axis=-2)
+  along, across = _plane(cells, tissue)
+  x, y = (_dot(axis, cells) for axis in (along, across))
   turns = _turn(x, y)
   sides = []
   for share in (TAIL, 1 - TAIL):
@@ -202,9 +212,31 @@ def _stain(density: Planes) -> Stain:
   maxima = jnp.stack(
     [quantile(amounts[..., i, :], stained, 1 - TAIL) for i in range(2)], -1
   )
-  enough = tissue.mean(axis=-1) >= LEAST_TISSUE
+  enough = tissue.sum(axis=-1) >= LEAST_CELLS
   apart = angle >= np.sin(LEAST_ANGLE)
-  return Stain(matrix, maxima, enough & apart & (maxima > BETA).all(axis=-1))
+  alike = _likeness(matrix) >= LEAST_LIKENESS
+  positive = (maxima > BETA).all(axis=-1)
+  return Stain(matrix, maxima, enough & apart & alike & positive)
+
+
+def _cells(density: Planes, shape) -> Planes:
+  """Means of squares of CELL px; what does not fill one is left out."""
+  height, width = shape[-3:-1]
+  side = min(CELL, height, width)
+  rows, columns = height // side, width // side
+  x = density.reshape(-1, 3, height, width)
+  x = x[..., : rows * side, : columns * side]
+  x = x.reshape(-1, 3, rows, side, columns, side).mean(axis=(3, 5))
+  return x.reshape(-1, 3, rows * columns)
+
+
+def _likeness(matrix):
+  """Of what tells the two stains apart, to what does in the reference."""
+  apart = matrix[..., 0] - matrix[..., 1]
+  usual = MACENKO.matrix[:, 0] - MACENKO.matrix[:, 1]
+  usual = (usual / np.linalg.norm(usual)).reshape(1, 3)
+  length = jnp.maximum(jnp.linalg.norm(apart, axis=-1), 1e-12)
+  return (apart * usual).sum(axis=-1) / length
 
 
 def _plane(density: Planes, tissue):
@@ -254,7 +286,7 @@ def _statistics(planes: Planes) -> Statistics:
   lab = _ruderman(planes)
   mean, covariance = _moments(lab, tissue)
   deviation = jnp.sqrt(jnp.diagonal(covariance, axis1=-2, axis2=-1))
-  enough = tissue.mean(axis=-1) >= LEAST_TISSUE
+  enough = tissue.sum(axis=-1) >= LEAST_CELLS * CELL**2
   varied = (deviation >= LEAST_DEVIATION).all(axis=-1)
   return Statistics(mean, deviation, enough & varied)
 
@@ -279,10 +311,6 @@ def _planes(images: Pixels) -> Planes:
   if jnp.issubdtype(images.dtype, jnp.floating):
     return x
   return x.astype(jnp.float32) / jnp.iinfo(images.dtype).max
-
-
-def _pooled(images: Pixels) -> Planes:
-  return _planes(images.reshape(1, -1, images.shape[-1]))
 
 
 def _each(fitted):
