@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxmed import errors, methods, score_records
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
+from jaxmed.pipeline import stain
 from jaxmed.pipeline.frame import Frame
 from jaxmed.training import sharding
 
@@ -49,6 +50,7 @@ def check_config(config: ConfigDict) -> None:
     raise errors.unknown(
       'precision (config.train.precision)', config.train.precision, PRECISIONS
     )
+  stain.target_of(config.data)
   check_numbers(config)
 
 

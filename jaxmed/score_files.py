@@ -77,7 +77,10 @@ def _images(run: Run, files: Sequence[pathlib.Path], paths) -> list[dict]:
   for i, file in enumerate(files):
     scores = {k: float(v[i]) for k, v in found.scores.items()}
     calibrated = {k: float(v[i]) for k, v in found.calibrated.items()}
-    rows.append(_row(file, scores, calibrated, bool(found.anomalous[i])))
+    row = _row(file, scores, calibrated, bool(found.anomalous[i]))
+    if 'normalised' in found.flags:
+      row['tiles_unnormalised'] = int(not found.flags['normalised'][i])
+    rows.append(row)
     for name in names:
       _overlay(paths[file], found.images[i], found.maps[name][i])
   return rows
@@ -100,6 +103,7 @@ def _slide(run: Run, file: pathlib.Path, mpp: float | None, path) -> dict:
   return row | {
     'tiles': found.tiles,
     'tiles_failed': len(found.failures),
+    'tiles_unnormalised': found.tiles_unnormalised,
     'reason': found.reason,
   }
 
@@ -108,7 +112,8 @@ def _row(file, scores: dict, calibrated: dict, anomalous: bool) -> dict:
   row = {'file': os.fspath(file), 'anomalous': anomalous}
   row |= {f'score.{k}': v for k, v in scores.items()}
   row |= {f'calibrated.{k}': v for k, v in calibrated.items()}
-  return row | {'tiles': 1, 'tiles_failed': 0, 'reason': ''}
+  counts = {'tiles': 1, 'tiles_failed': 0, 'tiles_unnormalised': 0}
+  return row | counts | {'reason': ''}
 
 
 def _overlay_paths(files: Sequence[pathlib.Path], out: pathlib.Path) -> dict:

@@ -47,6 +47,7 @@ class SlideFound:
     grid: where the tiles lie.
     size: (width, height) of level 0.
     mpp: micrometres per pixel of level 0.
+    tiles_unnormalised: scored as they came, for `data.stain` found no stain.
   """
 
   maps: dict[str, Float[np.ndarray, 'rows columns']]
@@ -57,6 +58,7 @@ class SlideFound:
   grid: Grid
   size: tuple[int, int]
   mpp: float
+  tiles_unnormalised: int = 0
 
 
 def score_slide(
@@ -74,7 +76,7 @@ def score_slide(
   maps = {
     k: np.full((grid.rows, grid.columns), np.nan, np.float32) for k in run.names
   }
-  failures = []
+  failures, unnormalised = [], 0
   if progress:
     progress.add(tissue.size - len(places))
   reading = _read_ahead(run, slide, grid, places, failures)
@@ -82,6 +84,8 @@ def score_slide(
     row, column = places[part.batch.row].T
     for name, values in part.image.items():
       maps[name][row, column] = values
+    if 'normalised' in part.flags:
+      unnormalised += int((~part.flags['normalised']).sum())
     if progress:
       progress.add(len(row))
   reason = _reason(len(places), len(failures), config.score.max_failed)
@@ -98,6 +102,7 @@ def score_slide(
     grid,
     slide.size,
     slide.mpp,
+    unnormalised,
   )
 
 
@@ -239,6 +244,7 @@ def _save(folder, facts: dict, found: SlideFound, picture: np.ndarray) -> None:
   kept = {k: facts[k] for k in ('group', 'path', 'label', 'annotation')}
   about = {
     'tiles': found.tiles,
+    'tiles_unnormalised': found.tiles_unnormalised,
     'failures': found.failures,
     'reason': found.reason,
     'scores': scores,
@@ -257,6 +263,7 @@ def _merge(run: Run, records: Records, slides: list[dict]) -> None:
   for one in done:
     for name in ('group', 'path', 'label', 'tiles', 'reason'):
       columns[name].append(one[name])
+    columns['tiles_unnormalised'].append(one.get('tiles_unnormalised', 0))
     columns['tiles_failed'].append(len(one['failures']))
     for name in run.names:
       columns[f'score.{name}'].append(one['scores'][name])

@@ -101,9 +101,7 @@ class Statistics:
 
 # The reference of the code above; it belongs to LIGHT = 240.
 MACENKO = Stain(
-  np.array(
-    [[0.5626, 0.2159], [0.7201, 0.8012], [0.4062, 0.5581]], np.float32
-  ),
+  np.array([[0.5626, 0.2159], [0.7201, 0.8012], [0.4062, 0.5581]], np.float32),
   np.array([1.9705, 1.0308], np.float32),
   np.bool_(True),
 )
