@@ -19,6 +19,8 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'size': 64,  # Side of the square images that the networks see.
         'channels': 3,
         'resize': 0,  # The shorter side first becomes this; 0: left alone.
+        'stain': '',  # Or macenko, reinhard: what every method sees is made
+        'stain_target': '',  # like this image; '' is a standard one.
         'crop': 'centre',  # Or random: where training images are cut.
         'cohorts': {'normal': ''},  # Queries on index.parquet.
         'validation': '',

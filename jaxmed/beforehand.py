@@ -18,6 +18,7 @@ from jaxmed import (
 )
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
+from jaxmed.pipeline import stain
 from jaxmed.pipeline.frame import Frame
 from jaxmed.slides import tissue
 from jaxmed.training import sharding
@@ -63,6 +64,7 @@ def check_config(config: ConfigDict) -> None:
     raise errors.unknown('method', config.method, methods.names())
   check_choices(config)
   evaluate_lesions.check_protocol(config)
+  stain.target_of(config.data)
   check_numbers(config)
 
 

@@ -243,6 +243,12 @@ def _judge(results: dict, table: dict, config: ConfigDict, warnings) -> None:
     warnings.add(f'{unknown} test images have no label and are left out.')
   if number.reason and np.isnan(number.value):
     warnings.add(f'There is no AUROC: {number.reason}.')
+  if 'normalised' in table and not table['normalised'].all():
+    warnings.add(
+      f'The stain of {int((~table["normalised"]).sum())} of '
+      f'{len(table["normalised"])} images could not be normalised; they are '
+      'scored as they came.'
+    )
   groups = len(np.unique(table['group'][test]))
   if groups < FEW_GROUPS:
     warnings.add(

@@ -59,7 +59,7 @@ def score_files(
     rows += _images(run, images[start : start + run.batch], out, stems)
   for one in facts:  # Named files are always scored anew.
     (out / f'{one["group"]}.json').unlink(missing_ok=True)
-  score_slides.scan(run, out, facts)
+  score_slides.scan(run, out, out, facts)
   found = score_slides.finish(run, out, facts, out) if facts else []
   rows += [_slide(run, one) for one in found]
   columns = {k: [row[k] for row in rows] for k in rows[0]}
@@ -97,7 +97,7 @@ def score_folder(
     if annotations:
       one |= _label(annotations, one, lost)
     facts.append(one)
-  score_slides.scan(run, out, facts)
+  score_slides.scan(run, out, out, facts)
   score_slides.finish(run, out, facts, out, lost)
   return out / 'slides.parquet', score_slides.unscored(out)
 
@@ -224,7 +224,10 @@ def _images(run: Run, files: Sequence[pathlib.Path], out, stems) -> list[dict]:
   rows = []
   for i, file in enumerate(files):
     scores = {k: float(v[i]) for k, v in found.scores.items()}
-    rows.append(_row(run, file, scores))
+    row = _row(run, file, scores)
+    if 'normalised' in found.flags:
+      row['tiles_unnormalised'] = int(not found.flags['normalised'][i])
+    rows.append(row)
     for name in names:
       path = out / f'{stems[file]}_overlay.png'
       _overlay(path, found.images[i], found.maps[name][i])
@@ -238,6 +241,7 @@ def _slide(run: Run, facts: dict) -> dict:
   return _row(run, facts['path'], scores) | {
     'tiles': facts['tiles'],
     'tiles_failed': slide_files.tiles_failed(facts),
+    'tiles_unnormalised': facts['tiles_unnormalised'],
     'reason': facts['reason'],
   }
 
@@ -251,7 +255,8 @@ def _row(run: Run, file, scores: dict[str, float]) -> dict:
     f'calibrated.{k}': float(run.calibrate(k, np.array([v]))[0])
     for k, v in scores.items()
   }
-  return row | {'tiles': 1, 'tiles_failed': 0, 'reason': ''}
+  counts = {'tiles': 1, 'tiles_failed': 0, 'tiles_unnormalised': 0}
+  return row | counts | {'reason': ''}
 
 
 def _stems(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:

@@ -113,7 +113,7 @@ def _score(run, records, rows, mapped) -> tuple[pa.Table, dict, np.ndarray]:
   parts = run.parts(batches, names)
   for part in progress(parts, total, 'score images', 'batches'):
     values = {'row': part.batch.row}
-    values |= {f'score.{k}': v for k, v in part.image.items()}
+    values |= {f'score.{k}': v for k, v in part.image.items()} | part.flags
     plain = trivial(part.batch.image)
     values |= {f'trivial.{k}': v for k, v in plain.items()}
     columns.append(values)
@@ -127,7 +127,8 @@ def _score(run, records, rows, mapped) -> tuple[pa.Table, dict, np.ndarray]:
   batches.close()
   scored = _concatenated(columns)
   scored = {
-    k: v if k == 'row' else v.astype(np.float64) for k, v in scored.items()
+    k: v.astype(np.float64) if v.dtype.kind == 'f' else v
+    for k, v in scored.items()
   }
   about = records.index.select(KEPT).take(scored.pop('row'))
   for name, value in scored.items():

@@ -29,7 +29,7 @@ def score_slides(run: Run, records: Records) -> None:
   slides = _test_slides(records)
   folder = run.folder / 'maps'
   mine = slides[jax.process_index() :: jax.process_count()]
-  scan(run, folder, mine)
+  scan(run, folder, run.folder, mine)
   if slides:
     merge = lambda: finish(run, folder, slides, run.folder)
     distributed.only_first(merge, 'scored slides')
@@ -54,7 +54,9 @@ def _test_slides(records: Records) -> list[dict]:
   ]
 
 
-def scan(run: Run, folder: pathlib.Path, slides: Sequence[dict]) -> None:
+def scan(
+  run: Run, folder: pathlib.Path, out: pathlib.Path, slides: Sequence[dict]
+) -> None:
   """Scores the slides that are not done, and saves each once it is scored.
 
   Of a slide: group, path, annotation, label; and width, height and mpp, None
@@ -72,7 +74,7 @@ def scan(run: Run, folder: pathlib.Path, slides: Sequence[dict]) -> None:
       ):
         if saving:
           saving.result()
-        saving = writer.submit(_save, run, folder, facts, job, found)
+        saving = writer.submit(_save, run, folder, out, facts, job, found)
       if saving:
         saving.result()
   except OSError as error:
@@ -97,11 +99,13 @@ def _job(run: Run, folder: pathlib.Path, facts: dict) -> Job:
   return Job(pathlib.Path(facts['path']), facts['mpp'], tiles, dense)
 
 
-def _save(run: Run, folder: pathlib.Path, facts: dict, job: Job, found) -> None:
+def _save(
+  run: Run, folder: pathlib.Path, out: pathlib.Path, facts, job, found
+) -> None:
   if isinstance(found, UserError):
     slide_files.save_unopened(folder, facts, found)
   else:
-    slide_files.save(run, folder, facts, found)
+    slide_files.save(run, folder, out, facts, found)
   if job.dense:
     job.dense.unlink(missing_ok=True)
 

@@ -2,9 +2,9 @@
 
 Of a slide GROUP: GROUP.ome.tif, the scores of its tiles; GROUP_NAME.ome.tif,
 its pixel map NAME, if one is wanted; GROUP.geojson, outlines of what is above
-the threshold, for QuPath; detections/GROUP.csv; GROUP_thumbnail.png and
-GROUP_overlay.png; and GROUP.json, which is written last and says that the
-slide is done.
+the threshold, for QuPath; GROUP_thumbnail.png and GROUP_overlay.png; and
+GROUP.json, which is written last and says that the slide is done. Beside the
+table lies detections/GROUP.csv.
 """
 
 import collections
@@ -86,6 +86,7 @@ def save_unopened(
   nothing = {
     'opened': False,
     'tiles': 0,
+    'tiles_unnormalised': 0,
     'failures': [{'error': str(error)}],
     'reason': str(error),
     'rules': {},
@@ -94,9 +95,16 @@ def save_unopened(
 
 
 def save(
-  run: Run, folder: pathlib.Path, facts: dict[str, Any], found: SlideFound
+  run: Run,
+  folder: pathlib.Path,
+  out: pathlib.Path,
+  facts: dict[str, Any],
+  found: SlideFound,
 ) -> None:
-  """All files of a slide but the overlay, and last GROUP.json."""
+  """All files of a slide but the overlay, and last GROUP.json.
+
+  They go to `folder`; detections to that of the table, `out`.
+  """
   group, mpp = facts['group'], found.mpp_xy
   stride = found.grid.stride
   write_ome(
@@ -116,13 +124,14 @@ def save(
     'mpp': found.mpp,
     'downsample': downsample,
     'tiles': found.tiles,
+    'tiles_unnormalised': found.tiles_unnormalised,
     'failures': found.failures,
     'reason': found.reason,
     'rules': {} if found.reason else _rules(run, found),
   }
   shown = _shown(run, folder, facts, SEARCHED)
   _save_regions(run, folder / f'{group}.geojson', shown, found)
-  _save_detections(run, folder / f'detections/{group}.csv', shown, found)
+  _save_detections(run, out / f'detections/{group}.csv', shown, found)
   heatmap.save_overlay(
     folder / f'{group}_thumbnail.png', Image.fromarray(found.thumbnail)
   )
@@ -233,7 +242,7 @@ def table(run: Run, slides: Sequence[dict]) -> pa.Table:
     for name in ('group', 'path', 'annotation', 'label', 'tiles'):
       columns[name].append(facts[name])
     columns['tiles_failed'].append(tiles_failed(facts))
-    for name in ('reason', 'width', 'height', 'mpp'):
+    for name in ('tiles_unnormalised', 'reason', 'width', 'height', 'mpp'):
       columns[name].append(facts[name])
     for rule in RULES:
       for name in run.names:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from jaxmed.datasets.crew import cores
 from jaxmed.method import Batch
 from jaxmed.progress import Progress
-from jaxmed.score import Run
+from jaxmed.score import Part, Run
 from jaxmed.slides.blend import Blend
 from jaxmed.slides.grid import Grid, coverage, tile_grid
 from jaxmed.slides.heatmap import ScoreMap
@@ -65,6 +65,7 @@ class SlideFound:
     size: (width, height) of level 0.
     mpp: micrometres per pixel of level 0; mpp_xy: the same in x and in y.
     thumbnail: the whole slide, small.
+    tiles_unnormalised: scored as they came, for `data.stain` found no stain.
     dense: the pixel map, on the disk, if one was wanted.
     downsample: pixels of level 0 per pixel of `dense`.
   """
@@ -79,6 +80,7 @@ class SlideFound:
   mpp: float
   mpp_xy: tuple[float, float]
   thumbnail: UInt8[np.ndarray, 'height width 3']
+  tiles_unnormalised: int = 0
   dense: Float32[np.ndarray, 'height width'] | None = None
   downsample: int = 1
 
@@ -148,7 +150,7 @@ class _Work:
     self.places = np.argwhere(tissue)
     self.empty = tissue.size - len(self.places)
     self.left = len(self.places)
-    self._failures = []
+    self._failures, self._unnormalised = [], 0
     self._maps = {
       k: np.full(tissue.shape, np.nan, np.float32) for k in run.names
     }
@@ -169,13 +171,16 @@ class _Work:
     self._failures.append(place | {'error': str(error)})
     self.left -= 1
 
-  def take(self, numbers: Int[np.ndarray, 'n'], image: dict, pixel: dict):
-    """Scores of some of the tiles, in their order."""
+  def take(self, part: Part, cut: slice) -> None:
+    """The scores of some of the tiles, in their order, out of a batch."""
+    numbers = part.batch.row[cut]
     row, column = self.places[numbers].T
-    for name, values in image.items():
-      self._maps[name][row, column] = values
+    for name, values in part.image.items():
+      self._maps[name][row, column] = values[cut]
+    if 'normalised' in part.flags:
+      self._unnormalised += int((~part.flags['normalised'][cut]).sum())
     if self._blend:
-      (values,) = pixel.values()
+      values = part.pixel[self._run.config.score.dense][cut]
       for number, one in zip(numbers, values, strict=True):
         self._blend.add(*self._corner(number), one)
     self.left -= len(numbers)
@@ -196,6 +201,7 @@ class _Work:
       self.slide.mpp,
       tuple(self.slide.mpp_xy),
       self._thumbnail,
+      self._unnormalised,
       self._blend.finish() if self._blend else None,
       self._blend.downsample if self._blend else 1,
     )
@@ -309,7 +315,7 @@ def _flow(
     yield from done()
 
 
-def _share_out(tiles: list, part, count: Callable[[int], None]) -> None:
+def _share_out(tiles: list, part: Part, count: Callable[[int], None]) -> None:
   """Gives each slide the scores of its tiles, which lie side by side."""
   start = 0
   while start < len(tiles):
@@ -317,11 +323,7 @@ def _share_out(tiles: list, part, count: Callable[[int], None]) -> None:
     stop = start
     while stop < len(tiles) and tiles[stop][0] is work:
       stop += 1
-    cut = slice(start, stop)
-    named = [
-      {k: v[cut] for k, v in kind.items()} for kind in (part.image, part.pixel)
-    ]
-    work.take(part.batch.row[cut], *named)
+    work.take(part, slice(start, stop))
     count(stop - start)
     start = stop
 

@@ -24,11 +24,11 @@ from jaxmed.configs import patchcore
 from jaxmed.datasets import phantom, write
 from jaxmed.datasets.records import open_records
 from jaxmed.errors import UserError
+from jaxmed.evaluate_lesions import read_detections
 from jaxmed.metrics.lesions import suppress
 from jaxmed.provenance import Provenance
 from jaxmed.score import Run
 from jaxmed.slides import annotations, blend, geojson, grid, map_files, tissue
-from jaxmed.slides.detections import read_detections
 from jaxmed.slides.reader import open_slide
 from tests.test_command import pictures
 
@@ -225,7 +225,7 @@ def test_a_folder_gives_a_table(scored, loaded, slides):
   table = pq.read_table(scored / 'slides.parquet')
   assert table.column_names == [
     *('group', 'path', 'annotation', 'label', 'tiles', 'tiles_failed'),
-    *('reason', 'width', 'height', 'mpp'),
+    *('tiles_unnormalised', 'reason', 'width', 'height', 'mpp'),
     *('score.nearest', 'mean.nearest'),
     *('slide.mean_above.nearest', 'slide.top_k.nearest'),
   ]
@@ -317,8 +317,8 @@ def test_the_same_command_does_nothing_twice(
   monkeypatch.setattr(
     slide_files,
     'save',
-    lambda run, out, facts, found: (
-      seen.append(facts['group']) or save(run, out, facts, found)
+    lambda run, folder, out, facts, found: (
+      seen.append(facts['group']) or save(run, folder, out, facts, found)
     ),
   )
   assert score(folder, slides, scored) == (scored / 'slides.parquet', 0)
@@ -333,10 +333,10 @@ def test_interrupted_it_keeps_what_is_whole(
 ):
   save = slide_files.save
 
-  def interrupted(run, out, facts, found):
+  def interrupted(run, folder, out, facts, found):
     if facts['group'] == 'b':
       raise KeyboardInterrupt
-    save(run, out, facts, found)
+    save(run, folder, out, facts, found)
 
   with monkeypatch.context() as patch:
     patch.setattr(slide_files, 'save', interrupted)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
   'methods': {'method', 'nn', 'ops', 'weights'},
   'slides': set(),
   'datasets': {'slides'},
-  'pipeline': {'datasets', 'method'},
+  'pipeline': {'datasets', 'method', 'ops'},
   'training': {'method'},
   'metrics': set(),
   'report': set(),

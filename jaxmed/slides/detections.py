@@ -8,13 +8,7 @@ import os
 import pathlib
 
 import numpy as np
-from jaxtyping import Float, Float64
-
-from jaxmed import errors
-
-
-class DetectionsError(errors.UserError):
-  """A file that is no list of detections."""
+from jaxtyping import Float
 
 
 def write_detections(
@@ -25,30 +19,3 @@ def write_detections(
   temporary = pathlib.Path(f'{path}.tmp')
   temporary.write_text(''.join(lines))
   os.replace(temporary, path)
-
-
-def read_detections(path: str | os.PathLike) -> Float64[np.ndarray, 'n 3']:
-  """Rows of (confidence, x, y)."""
-  path = pathlib.Path(path)
-  try:
-    lines = path.read_text().splitlines()
-  except FileNotFoundError as error:
-    raise DetectionsError(
-      f'There are no detections at {path}; a slide without any needs an '
-      'empty file.'
-    ) from error
-  except (OSError, UnicodeDecodeError) as error:
-    raise DetectionsError(f"{path} can't be read ({error}).") from error
-  rows = []
-  for number, line in enumerate(lines, 1):
-    try:
-      confidence, x, y = (float(word) for word in line.split(','))
-    except ValueError as error:
-      raise DetectionsError(
-        f'{path}, line {number}, is {line[:40]!r}; expected confidence,x,y.'
-      ) from error
-    rows.append((confidence, x, y))
-  found = np.array(rows, np.float64).reshape(-1, 3)
-  if not np.isfinite(found).all():
-    raise DetectionsError(f'{path} has a number that is not finite.')
-  return found
