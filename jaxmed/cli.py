@@ -110,6 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     help='of the bootstrap, for the intervals (e.g. 2000)',
   )
   evaluate.add_argument(
+    '--slides',
+    type=pathlib.Path,
+    metavar='FOLDER',
+    help="what jaxmed score --slides wrote, in place of the run's own slides "
+    '(WORKDIR/scored, unless --out said otherwise)',
+  )
+  evaluate.add_argument(
+    '--slide-rule',
+    metavar='RULE',
+    help='by which a slide is scored first: max, mean, mean_above or top_k',
+  )
+  evaluate.add_argument(
     '--protocol',
     metavar='NAME',
     help='camelyon16: also the FROC of the lesions, from detections/ and the '
@@ -187,11 +199,14 @@ def _evaluate(parsed) -> None:
   from jaxmed import beforehand, evaluate, workdir
 
   config = workdir.load_config(parsed.workdir)
-  for name in ('primary', 'quantile', 'resamples', 'protocol', 'strict'):
+  names = 'primary', 'quantile', 'resamples', 'protocol', 'strict', 'slide_rule'
+  for name in names:
     if (value := getattr(parsed, name)) is not None:
       config.eval[name] = value
+  beforehand.check_choices(config)
   beforehand.check_numbers(config)
-  print(evaluate.table(evaluate.evaluate(parsed.workdir, config)))
+  results = evaluate.evaluate(parsed.workdir, config, parsed.slides)
+  print(evaluate.table(results))
 
 
 def _report(parsed) -> None:

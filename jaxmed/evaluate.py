@@ -21,9 +21,17 @@ FEW_GROUPS = 5
 MANY_DROPPED = 0.1
 
 
-def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
-  """Reads what scoring wrote, writes results.json whole, and returns it."""
+def evaluate(
+  folder: pathlib.Path,
+  config: ConfigDict,
+  slides: pathlib.Path | None = None,
+) -> dict:
+  """Reads what scoring wrote, writes results.json whole, and returns it.
+
+  `slides` is a folder of slides scored later, in place of the run's own.
+  """
   folder = pathlib.Path(folder)
+  slides = pathlib.Path(slides or folder)
   table = _scores(folder)
   names = _names(table, 'score.')
   primary = config.eval.primary or names[0]
@@ -47,7 +55,7 @@ def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
       for name in _names(table, 'trivial.')
     },
     'pixel': _pixel(folder, table, config, warnings),
-    'slide': _slides(folder, config, primary, warnings),
+    'slide': _slides(slides, config, primary, warnings),
     'thresholds': {name: part['threshold'] for name, part in scores.items()},
     'curves': {
       name: part['curves'] for name, part in scores.items() if part['curves']
@@ -56,7 +64,7 @@ def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
   }
   if config.eval.get('protocol'):
     results['froc'] = evaluate_lesions.evaluate_lesions(
-      folder, config, primary, warnings.add
+      slides, config, primary, warnings.add
     )
   _judge(results, table, config, warnings)
   results['warnings'] = list(warnings.texts)
