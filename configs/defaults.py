@@ -19,6 +19,8 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'size': 64,  # Side of the square images that the networks see.
         'channels': 3,
         'resize': 0,  # The shorter side first becomes this; 0: left alone.
+        'stain': '',  # Or macenko, reinhard: what every method sees is made
+        'stain_target': '',  # like this image; '' is a standard one.
         'crop': 'centre',  # Or random: where training images are cut.
         'cohorts': {'normal': ''},  # Queries on index.parquet.
         'validation': '',
@@ -40,13 +42,22 @@ def defaults(method: str, preset: str) -> ConfigDict:
       'score': {
         'batch': 64,
         'slides': True,  # Also whole test slides, where the data has any.
+        'scheme': 'tiles',  # Or ncrf: tiles around each pixel of level 6.
         'stride': 0,  # Between the tiles of a slide, px; 0: tile by tile.
         'tissue': 0.5,  # Least tissue of a tile that is scored.
+        'tissue_method': '',  # stain, codait, otsu; '': otsu if ncrf, or stain.
         'max_failed': 0.01,
+        'dense': '',  # A pixel map to be blended over slides, e.g. residual.
+        'map_mpp': 4.0,  # Micrometres per pixel of that.
+        'above': 0.0,  # For outlines, mean_above; 0: that of the normals.
+        'top_k': 10,  # Tiles whose mean is a slide's score top_k.
+        'nms_radius': 187.0,  # Micrometres; NCRF's 12 px of level 6.
+        'detect_above': 0.0,  # Least detection; 0: the normals' median.
       },
       'eval': {
         'primary': '',  # The score named first, chosen before any test.
         'quantile': 0.95,  # Of validation normals: the threshold.
+        'slide_rule': 'max',  # Or mean, mean_above, top_k: named first.
         'specificity': 0.9,  # At which sensitivity is given.
         'resamples': 2000,
         'seed': 0,

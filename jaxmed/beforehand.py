@@ -8,14 +8,28 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed import errors, evaluate_lesions, methods, score_records
+from jaxmed import (
+  errors,
+  evaluate_lesions,
+  methods,
+  score_records,
+  slide_files,
+  slide_stream,
+)
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
+from jaxmed.pipeline import stain
 from jaxmed.pipeline.frame import Frame
+from jaxmed.slides import tissue
 from jaxmed.training import sharding
 
 GROUPS = ('data', 'model', 'train', 'score', 'eval', 'report')
-PRECISIONS = ('float32', 'bfloat16')
+CHOICES = (
+  ('train.precision', ('float32', 'bfloat16')),
+  ('score.scheme', slide_stream.SCHEMES),
+  ('score.tissue_method', ('', *tissue.METHODS)),
+  ('eval.slide_rule', slide_files.RULES),
+)
 # (field, least, most); None: no bound.
 BOUNDS = (
   ('data.size', 2, None),
@@ -28,6 +42,9 @@ BOUNDS = (
   ('score.stride', 0, None),
   ('score.tissue', 0, 1),
   ('score.max_failed', 0, 1),
+  ('score.map_mpp', 0.01, None),
+  ('score.top_k', 1, None),
+  ('score.nms_radius', 0, None),
   ('eval.quantile', 0, 1),
   ('eval.specificity', 0, 1),
   ('eval.resamples', 1, None),
@@ -45,12 +62,18 @@ def check_config(config: ConfigDict) -> None:
       )
   if config.method not in methods.names():
     raise errors.unknown('method', config.method, methods.names())
-  if config.train.precision not in PRECISIONS:
-    raise errors.unknown(
-      'precision (config.train.precision)', config.train.precision, PRECISIONS
-    )
+  check_choices(config)
   evaluate_lesions.check_protocol(config)
+  stain.target_of(config.data)
   check_numbers(config)
+
+
+def check_choices(config: ConfigDict) -> None:
+  for name, known in CHOICES:
+    group, field = name.split('.')
+    value = config[group][field]
+    if value not in known:
+      raise errors.unknown(f'{field} (config.{name})', value, known)
 
 
 def check_numbers(config: ConfigDict) -> None:

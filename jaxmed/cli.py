@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxmed import __version__, command
+from jaxmed.errors import UserError
 
 THUMBNAIL = 1600  # Pixels of its longer side.
 
@@ -46,15 +47,33 @@ def _parser() -> argparse.ArgumentParser:
     'Writes scores.parquet into --out: the scores, how they stand among the '
     'validation normals, and whether the primary one exceeds its threshold; '
     'and an overlay of the map for each image or slide. Slides are known by '
-    'their suffix, or as TIFF of several levels.',
+    'their suffix, or as TIFF of several levels. With --slides, every slide '
+    'of a folder is scored, the table is slides.parquet, and the same command '
+    'goes on after an interruption. Each slide also gets its map as OME-TIFF, '
+    "outlines as GeoJSON, and detections in Camelyon's format. Exit code 0: "
+    'all is scored, perhaps less some tiles, of which a line tells; 1: a '
+    'slide has no score, and the table says why; 2: nothing could be done.',
   )
   _workdir(score)
   score.add_argument(
     'files',
-    nargs='+',
+    nargs='*',
     type=pathlib.Path,
     metavar='FILE',
     help='PNG, JPEG or TIFF images, or slides that OpenSlide reads',
+  )
+  score.add_argument(
+    '--slides',
+    type=pathlib.Path,
+    metavar='FOLDER',
+    help='a folder whose slides are all to be scored',
+  )
+  score.add_argument(
+    '--annotations',
+    type=pathlib.Path,
+    metavar='FOLDER',
+    help='of those slides, named as they are: XML, GeoJSON or mask TIFF; a '
+    'slide without one is taken to be normal',
   )
   score.add_argument(
     '--out',
@@ -92,6 +111,18 @@ def _parser() -> argparse.ArgumentParser:
     type=int,
     metavar='N',
     help='of the bootstrap, for the intervals (e.g. 2000)',
+  )
+  evaluate.add_argument(
+    '--slides',
+    type=pathlib.Path,
+    metavar='FOLDER',
+    help="what jaxmed score --slides wrote, in place of the run's own slides "
+    '(WORKDIR/scored, unless --out said otherwise)',
+  )
+  evaluate.add_argument(
+    '--slide-rule',
+    metavar='RULE',
+    help='by which a slide is scored first: max, mean, mean_above or top_k',
   )
   evaluate.add_argument(
     '--protocol',
@@ -191,14 +222,25 @@ def _workdir(parser):
   )
 
 
-def _score(parsed) -> None:
+def _score(parsed) -> int:
+  if bool(parsed.files) == bool(parsed.slides):
+    raise UserError('Name either files to score or a folder with --slides.')
+  if parsed.annotations and not parsed.slides:
+    raise UserError('--annotations goes with --slides.')
   command.set_up()
   from jaxmed import score_files
 
-  path = score_files.score_files(
-    parsed.workdir, parsed.files, parsed.out, parsed.mpp
-  )
+  where = parsed.out, parsed.mpp
+  if parsed.slides:
+    path, unscored = score_files.score_folder(
+      parsed.workdir, parsed.slides, parsed.annotations, *where
+    )
+  else:
+    path, unscored = score_files.score_files(
+      parsed.workdir, parsed.files, *where
+    )
   print(f'Scores: {path}')
+  return 1 if unscored else 0
 
 
 def _evaluate(parsed) -> None:
@@ -206,11 +248,14 @@ def _evaluate(parsed) -> None:
   from jaxmed import beforehand, evaluate, workdir
 
   config = workdir.load_config(parsed.workdir)
-  for name in ('primary', 'quantile', 'resamples', 'protocol', 'strict'):
+  names = 'primary', 'quantile', 'resamples', 'protocol', 'strict', 'slide_rule'
+  for name in names:
     if (value := getattr(parsed, name)) is not None:
       config.eval[name] = value
+  beforehand.check_choices(config)
   beforehand.check_numbers(config)
-  print(evaluate.table(evaluate.evaluate(parsed.workdir, config)))
+  results = evaluate.evaluate(parsed.workdir, config, parsed.slides)
+  print(evaluate.table(results))
 
 
 def _report(parsed) -> None:

@@ -21,9 +21,17 @@ FEW_GROUPS = 5
 MANY_DROPPED = 0.1
 
 
-def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
-  """Reads what scoring wrote, writes results.json whole, and returns it."""
+def evaluate(
+  folder: pathlib.Path,
+  config: ConfigDict,
+  slides: pathlib.Path | None = None,
+) -> dict:
+  """Reads what scoring wrote, writes results.json whole, and returns it.
+
+  `slides` is a folder of slides scored later, in place of the run's own.
+  """
   folder = pathlib.Path(folder)
+  slides = pathlib.Path(slides or folder)
   table = _scores(folder)
   names = _names(table, 'score.')
   primary = config.eval.primary or names[0]
@@ -47,7 +55,7 @@ def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
       for name in _names(table, 'trivial.')
     },
     'pixel': _pixel(folder, table, config, warnings),
-    'slide': _slides(folder, config, warnings),
+    'slide': _slides(slides, config, primary, warnings),
     'thresholds': {name: part['threshold'] for name, part in scores.items()},
     'curves': {
       name: part['curves'] for name, part in scores.items() if part['curves']
@@ -56,7 +64,7 @@ def evaluate(folder: pathlib.Path, config: ConfigDict) -> dict:
   }
   if config.eval.get('protocol'):
     results['froc'] = evaluate_lesions.evaluate_lesions(
-      folder, config, primary, warnings.add
+      slides, config, primary, warnings.add
     )
   _judge(results, table, config, warnings)
   results['warnings'] = list(warnings.texts)
@@ -186,8 +194,13 @@ def _pixel(folder: pathlib.Path, table: dict, config: ConfigDict, warnings):
   return found
 
 
-def _slides(folder: pathlib.Path, config: ConfigDict, warnings) -> dict:
-  """Of test slides: by the highest tile, and by the mean of all tiles."""
+def _slides(
+  folder: pathlib.Path, config: ConfigDict, primary: str, warnings
+) -> dict:
+  """Of test slides, by each rule; by the one named beforehand first.
+
+  A score alone is that of the highest tile; of other rules RULE.SCORE.
+  """
   path = folder / 'slides.parquet'
   if not path.exists():
     return {}
@@ -199,6 +212,10 @@ def _slides(folder: pathlib.Path, config: ConfigDict, warnings) -> dict:
   found = {}
   names = {f'score.{name}': name for name in _names(table, 'score.')}
   names |= {f'mean.{name}': f'mean.{name}' for name in _names(table, 'mean.')}
+  names |= {f'slide.{name}': name for name in _names(table, 'slide.')}
+  rule = config.eval.slide_rule
+  first = primary if rule == 'max' else f'{rule}.{primary}'
+  names = dict(sorted(names.items(), key=lambda item: item[1] != first))
   for column, name in names.items():
     finite = np.isfinite(table[column].astype(np.float64))
     kept = finite & (table['label'] >= 0)
@@ -234,6 +251,12 @@ def _judge(results: dict, table: dict, config: ConfigDict, warnings) -> None:
     warnings.add(f'{unknown} test images have no label and are left out.')
   if number.reason and np.isnan(number.value):
     warnings.add(f'There is no AUROC: {number.reason}.')
+  if 'normalised' in table and not table['normalised'].all():
+    warnings.add(
+      f'The stain of {int((~table["normalised"]).sum())} of '
+      f'{len(table["normalised"])} images could not be normalised; they are '
+      'scored as they came.'
+    )
   groups = len(np.unique(table['group'][test]))
   if groups < FEW_GROUPS:
     warnings.add(

@@ -123,7 +123,7 @@ def _main(argv: list[str]) -> int:
   if distributed.is_first():
     print(evaluate.table(workdir.read_json(folder / 'results.json')))
     print(f'Report: {folder / "report.html"}')
-  return 0
+  return 1 if score_slides.unscored(folder) else 0
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from jaxmed.method import (
   Score,
   State,
 )
-from jaxmed.pipeline import augment, open_cohort
+from jaxmed.pipeline import augment, open_cohort, stain
 from jaxmed.provenance import Provenance
 from jaxmed.training import distributed, loop, run, sharding
 from jaxmed.weights import pretrained
@@ -62,11 +62,14 @@ def train(
   rows = sharding.batch_sharding(mesh, info.batch)
   method, given, weights = assemble(config, info, mesh)
   phases = (augment.wrap(p, config.train.augment) for p in method.phases)
-  method = dataclasses.replace(method, phases=tuple(phases))
+  target = stain.target_of(config.data)
+  method = stain.wrap(dataclasses.replace(method, phases=tuple(phases)), target)
   _refuse_empty(method, config.data.cohorts, info)
   place = sharding.place(mesh, method.sharding, config.train.fsdp)
   plans = loop.plan(method, place, given)
-  primary_score(config, shapes(method, plans[-1][0], info, config.score.batch))
+  _check_names(
+    config, shapes(method, plans[-1][0], info, config.score.batch)
+  )
   provenance.add(
     data={
       'name': config.data.name,
@@ -106,8 +109,8 @@ def train(
     }
   )
   if distributed.is_first():
-    facts = dataclasses.asdict(info) | {'mpp': _mpp(records, cohorts, method)}
-    workdir.write_json(folder / 'info.json', facts)
+    facts = {'mpp': _mpp(records, cohorts, method), 'stain': target}
+    workdir.write_json(folder / 'info.json', dataclasses.asdict(info) | facts)
   ocp.save(folder / 'final', state.replace(opt={}, frozen={}))
 
 
@@ -165,6 +168,14 @@ def shapes(method: Method, state: State, info: Info, batch: int) -> Score:
     found = jax.eval_shape(method.search.init, args[2], *args[:2])
     args = *args, found
   return jax.eval_shape(method.score, *args)
+
+
+def _check_names(config: ConfigDict, score: Score) -> None:
+  """A misspelt name would show only after training."""
+  primary_score(config, score)
+  dense = config.score.dense
+  if dense and dense not in score.pixel:
+    raise errors.unknown('map (config.score.dense)', dense, score.pixel)
 
 
 def primary_score(config: ConfigDict, score: Score) -> str:

@@ -22,7 +22,7 @@ from jaxmed import errors, learn, workdir
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.method import Batch, Info
-from jaxmed.pipeline import Cohort, open_cohort, read_batch
+from jaxmed.pipeline import Cohort, open_cohort, read_batch, stain
 from jaxmed.training import loop, sharding
 
 Named = dict[str, np.ndarray]
@@ -40,6 +40,8 @@ class Found:
     maps: the same by pixel, of the maps asked for.
     panels: pictures in [0, 1], e.g. a reconstruction, if asked for.
     images: as they were scored: resized and cut.
+    flags: what one has to know of an image, e.g. whether `data.stain` could
+      normalise it; if not, it was scored as it came.
   """
 
   scores: dict[str, Float[np.ndarray, 'n']]
@@ -48,6 +50,7 @@ class Found:
   maps: dict[str, Float[np.ndarray, 'n h w']]
   panels: dict[str, Float[np.ndarray, 'n h w c']]
   images: np.ndarray
+  flags: dict[str, Bool[np.ndarray, 'n']]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Part:
   image: Named
   pixel: Named
   panels: Named
+  flags: Named
 
 
 class Run:
@@ -79,9 +83,8 @@ class Run:
     self.info = Info(tuple(facts['image']), facts['batch'], facts['examples'])
     self.mpp = facts['mpp']  # Seen in training; None if the data doesn't say.
     mesh = sharding.make_mesh(devices or jax.local_devices())
-    self.method, given, self.weights = learn.assemble(
-      self.config, self.info, mesh
-    )
+    method, given, self.weights = learn.assemble(self.config, self.info, mesh)
+    self.method = stain.wrap(method, facts.get('stain'))
     place = sharding.place(mesh, self.method.sharding)
     end = loop.plan(self.method, place, given)[-1][0]
     state = ocp.load(self.folder / 'final', end.replace(opt={}, frozen={}))
@@ -150,17 +153,21 @@ class Run:
       whole('pixel'),
       whole('panels'),
       np.concatenate([part.batch.image for part in parts]),
+      whole('flags'),
     )
 
   def score_slide(
     self, path: str | os.PathLike, mpp: float | None = None
   ) -> 'SlideFound':
-    """Scores every tile of a slide; `mpp` is used in place of the file's."""
-    from jaxmed import score_slides  # It is built on this module.
+    """Scores every tile of a slide; `mpp` is used in place of the file's.
+
+    One score a tile; a blended pixel map is made where files are written.
+    """
+    from jaxmed import slide_stream  # It is built on this module.
     from jaxmed.slides.reader import open_slide
 
     with open_slide(path, mpp) as slide:
-      return score_slides.score_slide(self, slide)
+      return slide_stream.score_slide(self, slide)
 
   def calibrate(self, name: str, values: np.ndarray) -> np.ndarray:
     """The share of validation normals below each value."""
@@ -240,7 +247,7 @@ class Run:
     def wanted(state, batch, key, found):
       score = self.method.score(state, batch, key, *found)
       pixel = {name: score.pixel[name] for name in maps}
-      return score.image, pixel, score.panels if panels else {}
+      return score.image, pixel, score.panels if panels else {}, score.flags
 
     return jax.jit(wanted)
 
@@ -253,12 +260,11 @@ def _on_host(batch: Batch, scores) -> Part:
   rows = np.asarray(batch.row)
   valid = rows >= 0
 
-  def host(named):
+  def host(named, dtype=np.float32):
     return {
-      k: np.asarray(v, np.float32)[valid]
-      for k, v in jax.device_get(named).items()
+      k: np.asarray(v, dtype)[valid] for k, v in jax.device_get(named).items()
     }
 
-  image, pixel, panels = scores
+  image, pixel, panels, flags = scores
   batch = jax.tree.map(lambda x: np.asarray(x)[valid], batch)
-  return Part(batch, host(image), host(pixel), host(panels))
+  return Part(batch, host(image), host(pixel), host(panels), host(flags, bool))

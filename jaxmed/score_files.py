@@ -1,23 +1,30 @@
-"""Scores files that a user names: images and whole slides."""
+"""Scores what a user names: images, whole slides, or a folder of slides."""
 
 import itertools
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 import pyarrow as pa
 import tifffile
+from absl import logging
 from PIL import Image
 
-from jaxmed import workdir
+from jaxmed import score_slides, slide_files, workdir
 from jaxmed.errors import UserError
-from jaxmed.progress import Progress, progress
+from jaxmed.progress import progress
 from jaxmed.score import Run
-from jaxmed.score_slides import THUMBNAIL, grid_of, overlay, score_slide
-from jaxmed.slides import heatmap
-from jaxmed.slides.reader import open_slide
+from jaxmed.slide_stream import check_scale
+from jaxmed.slides.annotation_files import (
+  find_annotation,
+  read_annotation,
+  without_slide,
+)
+from jaxmed.slides.annotations import AnnotationError
+from jaxmed.slides.reader import SlideError, open_slide
 
 SLIDES = ('.svs', '.ndpi', '.mrxs', '.scn', '.vms', '.bif', '.svslide', '.dcm')
 PYRAMIDS = ('.tif', '.tiff')  # Either: a slide if it has more than one level.
@@ -28,22 +35,20 @@ def score_files(
   files: Sequence[pathlib.Path],
   out: pathlib.Path | None,
   mpp: float | None,
-) -> pathlib.Path:
-  """Writes a table of scores and an overlay of every file; gives the table."""
+) -> tuple[pathlib.Path, int]:
+  """Writes a table of scores, and what is kept of every file.
+
+  Returns the table, and how many slides have no score.
+  """
   for file in files:
     if not file.is_file():
       raise UserError(f'There is no file {file}.')
   run = Run(folder)
-  out = out or run.folder / 'scored'
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'The folder {out} cannot be used: {error.strerror}; give another --out.'
-    ) from error
+  out = _made(run, out)
   slides = [file for file in files if _is_slide(file)]
   images = [file for file in files if file not in slides]
-  paths = _overlay_paths(files, out)
+  stems = _stems(files)
+  facts = [_facts(run, file, stems[file], mpp) for file in slides]
   rows = []
   for start in progress(
     range(0, len(images), run.batch),
@@ -51,12 +56,155 @@ def score_files(
     'score images',
     'batches',
   ):
-    rows += _images(run, images[start : start + run.batch], paths)
-  rows += [_slide(run, file, mpp, paths[file]) for file in slides]
+    rows += _images(run, images[start : start + run.batch], out, stems)
+  for one in facts:  # Named files are always scored anew.
+    (out / f'{one["group"]}.json').unlink(missing_ok=True)
+  score_slides.scan(run, out, out, facts)
+  found = score_slides.finish(run, out, facts, out) if facts else []
+  rows += [_slide(run, one) for one in found]
   columns = {k: [row[k] for row in rows] for k in rows[0]}
   path = out / 'scores.parquet'
   workdir.write_table(path, pa.table(columns))
-  return path
+  return path, sum(bool(row['reason']) for row in rows)
+
+
+def score_folder(
+  folder: pathlib.Path,
+  slides: pathlib.Path,
+  annotations: pathlib.Path | None,
+  out: pathlib.Path | None,
+  mpp: float | None,
+) -> tuple[pathlib.Path, int]:
+  """Scores every slide of a folder; goes on where it was interrupted.
+
+  A slide is anomalous if it has an annotation of its name, normal if others
+  have, and of unknown label if no annotations are given.
+
+  Returns slides.parquet, and how many slides have no score.
+  """
+  files = slides_of(slides)
+  lost, facts = [], []
+  if annotations and annotations.is_dir():
+    lost += [_lost(e) for e in without_slide(annotations, files)]
+  run = Run(folder)
+  out = _made(run, out)
+  _settle(run, out, mpp)
+  for file in progress(files, len(files), 'look at slides', 'slides'):
+    try:
+      one = _facts(run, file, file.stem, mpp)
+    except SlideError:  # It will be a row of the table, with this reason.
+      one = _unknown(file, file.stem, mpp)
+    if annotations:
+      one |= _label(annotations, one, lost)
+    facts.append(one)
+  score_slides.scan(run, out, out, facts)
+  score_slides.finish(run, out, facts, out, lost)
+  return out / 'slides.parquet', score_slides.unscored(out)
+
+
+def _made(run: Run, out: pathlib.Path | None) -> pathlib.Path:
+  out = out or run.folder / 'scored'
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'The folder {out} cannot be used: {error.strerror}; give another --out.'
+    ) from error
+  return out
+
+
+def _settle(run: Run, out: pathlib.Path, mpp: float | None) -> None:
+  """What was scored otherwise must not be mixed with what is scored now."""
+  state = (run.folder / 'calibration.json').read_bytes()
+  now = {
+    'run': str(run.folder),
+    'calibration': zlib.crc32(state),
+    'score': workdir.plain_config(run.config)['score'],
+    'mpp': mpp,
+  }
+  path = out / 'scored.json'
+  before = workdir.read_json(path) if path.exists() else now
+  if differ := workdir.differences(before, now):
+    name = min(differ)
+    there, here = differ[name]
+    raise UserError(
+      f'{out} holds slides that were scored otherwise: {name} was {there}, '
+      f'now it is {here}; give another --out, or remove that folder.'
+    )
+  workdir.write_json(path, now)
+
+
+def slides_of(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The slides in a folder, in the order of their names."""
+  try:
+    listed = sorted(folder.iterdir())
+  except OSError as error:
+    raise UserError(
+      f"The folder {folder} can't be read: {error.strerror}."
+    ) from error
+  found = {}
+  for file in listed:
+    hidden = file.name.startswith('.') or not file.is_file()
+    if hidden or file.suffix.lower() not in SLIDES + PYRAMIDS:
+      continue
+    if other := found.get(file.stem):
+      raise UserError(
+        f'{other} and {file} are two slides of one name; rename or move one, '
+        'since results are kept by name.'
+      )
+    found[file.stem] = file
+  if not found:
+    raise UserError(
+      f'{folder} has no slide: expected files that end in '
+      f'{", ".join(SLIDES + PYRAMIDS)}.'
+    )
+  return list(found.values())
+
+
+def _unknown(file: pathlib.Path, group: str, mpp: float | None) -> dict:
+  """What is known of a slide before it is opened."""
+  return {
+    'group': group,
+    'path': os.path.abspath(file),
+    'annotation': '',
+    'label': -1,
+    'width': None,
+    'height': None,
+    'mpp': mpp,
+  }
+
+
+def _facts(run: Run, file: pathlib.Path, group: str, mpp: float | None) -> dict:
+  with open_slide(file, mpp) as slide:
+    check_scale(run, slide)
+    width, height = slide.size
+  return _unknown(file, group, mpp) | {'width': width, 'height': height}
+
+
+def _label(folder: pathlib.Path, facts: dict, lost: list[dict]) -> dict:
+  """Anomalous if anything but holes is drawn; unknown if that is unreadable."""
+  size = facts['width'] and (facts['width'], facts['height'])
+  try:
+    path = find_annotation(folder, facts['path'])
+    if path is None:
+      return {'label': 0}
+    polygons = read_annotation(path, size)
+  except AnnotationError as error:
+    if not folder.is_dir():
+      raise
+    lost.append(_lost(error))
+    return {}
+  drawn = any(not polygon.hole for polygon in polygons)
+  return {'label': int(drawn), 'annotation': os.path.abspath(path)}
+
+
+def _lost(error: AnnotationError) -> dict:
+  logging.warning('%s', error)
+  return {
+    'stage': score_slides.STAGE,
+    'item': 'annotation',
+    'error': str(error),
+  }
 
 
 def _is_slide(file: pathlib.Path) -> bool:
@@ -70,58 +218,58 @@ def _is_slide(file: pathlib.Path) -> bool:
   return suffix in SLIDES
 
 
-def _images(run: Run, files: Sequence[pathlib.Path], paths) -> list[dict]:
+def _images(run: Run, files: Sequence[pathlib.Path], out, stems) -> list[dict]:
   names = run.map_names[:1]
   found = run.score(files, maps=names)
   rows = []
   for i, file in enumerate(files):
     scores = {k: float(v[i]) for k, v in found.scores.items()}
-    calibrated = {k: float(v[i]) for k, v in found.calibrated.items()}
-    rows.append(_row(file, scores, calibrated, bool(found.anomalous[i])))
+    row = _row(run, file, scores)
+    if 'normalised' in found.flags:
+      row['tiles_unnormalised'] = int(not found.flags['normalised'][i])
+    rows.append(row)
     for name in names:
-      _overlay(paths[file], found.images[i], found.maps[name][i])
+      path = out / f'{stems[file]}_overlay.png'
+      _overlay(path, found.images[i], found.maps[name][i])
   return rows
 
 
-def _slide(run: Run, file: pathlib.Path, mpp: float | None, path) -> dict:
-  with open_slide(file, mpp) as slide:
-    grid = grid_of(run, slide.size)
-    bar = Progress(grid.rows * grid.columns, file.name, 'tiles')
-    found = score_slide(run, slide, bar)
-    bar.close()
-    picture = slide.thumbnail(THUMBNAIL)
-  values = {k: np.array([v]) for k, v in found.scores.items()}
-  calibrated = {k: float(run.calibrate(k, v)[0]) for k, v in values.items()}
-  if not found.reason:
-    heatmap.save_overlay(path, overlay(run, found, picture))
-  threshold = run.calibration[run.primary]['threshold']
-  above = found.scores[run.primary] > threshold
-  row = _row(file, found.scores, calibrated, bool(above))
-  return row | {
-    'tiles': found.tiles,
-    'tiles_failed': len(found.failures),
-    'reason': found.reason,
+def _slide(run: Run, facts: dict) -> dict:
+  found = facts['rules'].get('max', {})
+  nan = float('nan')
+  scores = {k: nan if found.get(k) is None else found[k] for k in run.names}
+  return _row(run, facts['path'], scores) | {
+    'tiles': facts['tiles'],
+    'tiles_failed': slide_files.tiles_failed(facts),
+    'tiles_unnormalised': facts['tiles_unnormalised'],
+    'reason': facts['reason'],
   }
 
 
-def _row(file, scores: dict, calibrated: dict, anomalous: bool) -> dict:
-  row = {'file': os.fspath(file), 'anomalous': anomalous}
+def _row(run: Run, file, scores: dict[str, float]) -> dict:
+  threshold = run.calibration[run.primary]['threshold']
+  row = {'file': os.fspath(file)}
+  row |= {'anomalous': bool(scores[run.primary] > threshold)}
   row |= {f'score.{k}': v for k, v in scores.items()}
-  row |= {f'calibrated.{k}': v for k, v in calibrated.items()}
-  return row | {'tiles': 1, 'tiles_failed': 0, 'reason': ''}
+  row |= {
+    f'calibrated.{k}': float(run.calibrate(k, np.array([v]))[0])
+    for k, v in scores.items()
+  }
+  counts = {'tiles': 1, 'tiles_failed': 0, 'tiles_unnormalised': 0}
+  return row | counts | {'reason': ''}
 
 
-def _overlay_paths(files: Sequence[pathlib.Path], out: pathlib.Path) -> dict:
+def _stems(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
   """Files of one name in several folders get names of their own."""
-  paths, used = {}, set()
+  stems, used = {}, set()
   for file in files:
     numbered = (f'{file.stem}_{i}' for i in itertools.count(2))
     stem = next(
       s for s in itertools.chain([file.stem], numbered) if s not in used
     )
     used.add(stem)
-    paths[file] = out / f'{stem}_overlay.png'
-  return paths
+    stems[file] = stem
+  return stems
 
 
 def _overlay(path: pathlib.Path, pixels: np.ndarray, found: np.ndarray):

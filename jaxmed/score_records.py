@@ -15,7 +15,7 @@ from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.metrics.trivial import trivial
 from jaxmed.progress import progress
-from jaxmed.score import Run
+from jaxmed.score import Part, Run
 from jaxmed.training import distributed
 
 KEPT = (
@@ -34,6 +34,7 @@ KEPT = (
   'kind',
 )
 MAP_BYTES = 2**30  # Of all the maps kept for pixel metrics.
+SAMPLED = 1024  # Pixels of a normal's map, for the threshold of slides' maps.
 
 
 def score_records(run: Run, records: Records) -> None:
@@ -46,8 +47,9 @@ def score_records(run: Run, records: Records) -> None:
   mine = rows[jax.process_index() :: jax.process_count()]
   parts = run.folder / 'scores'
   parts.mkdir(exist_ok=True)
-  table, maps = _score(run, records, mine, mapped)
+  table, maps, normal = _score(run, records, mine, mapped)
   number = jax.process_index()
+  np.save(parts / f'normal-{number}.npy', normal)
   pq.write_table(table, parts / f'part-{number}.parquet')
   own = parts / f'maps-{number}.npz'
   own.unlink(missing_ok=True)
@@ -101,18 +103,22 @@ def _mapped(run: Run, records: Records, rows: np.ndarray) -> frozenset[int]:
   return frozenset(test.tolist())
 
 
-def _score(run, records, rows, mapped) -> tuple[pa.Table, dict]:
+def _score(run, records, rows, mapped) -> tuple[pa.Table, dict, np.ndarray]:
+  """The scores, the maps kept, and pixels of the normals' maps."""
   batches = run.open(records, rows)
   total = -(-len(rows) // run.batch)
-  names = run.map_names if mapped else ()
-  columns, maps = [], []
+  dense = run.config.score.dense
+  names = run.map_names if mapped else (dense,) if dense else ()
+  columns, maps, normal = [], [], [np.zeros(0, np.float32)]
   parts = run.parts(batches, names)
   for part in progress(parts, total, 'score images', 'batches'):
     values = {'row': part.batch.row}
-    values |= {f'score.{k}': v for k, v in part.image.items()}
+    values |= {f'score.{k}': v for k, v in part.image.items()} | part.flags
     plain = trivial(part.batch.image)
     values |= {f'trivial.{k}': v for k, v in plain.items()}
     columns.append(values)
+    if dense:
+      normal += _normal_pixels(run, records, part)
     keep = np.array([row in mapped for row in part.batch.row.tolist()])
     if keep.any():
       half = {k: v[keep].astype(np.float16) for k, v in part.pixel.items()}
@@ -121,12 +127,32 @@ def _score(run, records, rows, mapped) -> tuple[pa.Table, dict]:
   batches.close()
   scored = _concatenated(columns)
   scored = {
-    k: v if k == 'row' else v.astype(np.float64) for k, v in scored.items()
+    k: v.astype(np.float64) if v.dtype.kind == 'f' else v
+    for k, v in scored.items()
   }
   about = records.index.select(KEPT).take(scored.pop('row'))
   for name, value in scored.items():
     about = about.append_column(name, pa.array(value))
-  return about, _concatenated(maps)
+  return about, _concatenated(maps), np.concatenate(normal)
+
+
+def _normal_pixels(run: Run, records: Records, part: Part) -> list[np.ndarray]:
+  """Some pixels of each validation normal's map, at the scale of slides'."""
+  rows = part.batch.row
+  split = np.array(records.index['split'].take(rows).to_pylist())
+  reduction = 1
+  if run.mpp:
+    reduction = max(1, round(run.config.score.map_mpp / run.mpp))
+  values = part.pixel[run.config.score.dense][split == 'validation']
+  found = []
+  for row, one in zip(rows[split == 'validation'], values, strict=True):
+    step = min(reduction, *one.shape)
+    height, width = (side // step for side in one.shape)
+    cut = one[: height * step, : width * step]
+    pixels = cut.reshape(height, step, width, step).mean(axis=(1, 3)).ravel()
+    dice = np.random.default_rng(int(row))
+    found.append(dice.permutation(pixels)[:SAMPLED])
+  return found
 
 
 def _concatenated(named: list[dict]) -> dict[str, np.ndarray]:
@@ -149,8 +175,9 @@ def _merge(run: Run, parts: pathlib.Path) -> None:
   if saved:
     (run.folder / 'maps').mkdir(exist_ok=True)
     np.savez_compressed(run.folder / 'maps/pixel.npz', **_concatenated(saved))
+  normal = np.concatenate([np.load(path) for path in files('normal', 'npy')])
   workdir.write_json(
-    run.folder / 'calibration.json', _calibration(run.config, table)
+    run.folder / 'calibration.json', _calibration(run.config, table, normal)
   )
   workdir.write_table(run.folder / 'scores.parquet', table)
   shutil.rmtree(parts)
@@ -161,34 +188,50 @@ def _loaded(path: pathlib.Path) -> dict[str, np.ndarray]:
     return dict(saved)
 
 
-def _calibration(config: ConfigDict, table: pa.Table) -> dict:
-  """Quantiles of the validation normals, and the threshold, by score."""
+def _calibration(
+  config: ConfigDict, table: pa.Table, pixels: np.ndarray
+) -> dict:
+  """Quantiles of the validation normals, and the threshold, by score.
+
+  Of the pixel map that is blended over slides, under map.NAME.
+  """
   normal = table.filter(pa.compute.field('split') == 'validation')
-  grid = np.linspace(0, 1, 101)
+  groups = len(normal['group'].unique())
   found = {}
   for column in normal.column_names:
     if column.startswith('score.'):
       values = normal[column].to_numpy()
-      finite = values[np.isfinite(values)]
-      if len(finite) < len(values):
-        logging.warning(
-          '%d of %d validation normals have no finite %s; they are left out '
-          'of its threshold.',
-          len(values) - len(finite),
-          len(values),
-          column,
-        )
-      if not len(finite):
-        raise UserError(
-          f'No validation normal has a finite {column}, so it has no '
-          'threshold; look at train.jsonl for how training went.'
-        )
-      found[column.removeprefix('score.')] = {
-        'quantile': grid.tolist(),
-        'value': np.quantile(finite, grid).tolist(),
-        'threshold': float(np.quantile(finite, config.eval.quantile)),
-        'threshold_quantile': config.eval.quantile,
-        'n': len(finite),
-        'groups': len(normal['group'].unique()),
-      }
+      name = column.removeprefix('score.')
+      found[name] = _quantiles(config, column, values, groups)
+  if config.score.dense:
+    name = f'map.{config.score.dense}'
+    found[name] = _quantiles(config, name, pixels, groups)
   return found
+
+
+def _quantiles(
+  config: ConfigDict, name: str, values: np.ndarray, groups: int
+) -> dict:
+  grid = np.linspace(0, 1, 101)
+  finite = values[np.isfinite(values)].astype(np.float64)
+  if len(finite) < len(values):
+    logging.warning(
+      '%d of %d validation normals have no finite %s; they are left out '
+      'of its threshold.',
+      len(values) - len(finite),
+      len(values),
+      name,
+    )
+  if not len(finite):
+    raise UserError(
+      f'No validation normal has a finite {name}, so it has no '
+      'threshold; look at train.jsonl for how training went.'
+    )
+  return {
+    'quantile': grid.tolist(),
+    'value': np.quantile(finite, grid).tolist(),
+    'threshold': float(np.quantile(finite, config.eval.quantile)),
+    'threshold_quantile': config.eval.quantile,
+    'n': len(finite),
+    'groups': groups,
+  }

@@ -29,6 +29,7 @@ FILES = (
   'scores.parquet',
   'slides.parquet',
   'maps',
+  'detections',
   'examples',
   'examples.json',
   'failures.jsonl',

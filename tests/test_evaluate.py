@@ -195,6 +195,38 @@ def test_pixels_and_slides(tmp_path, config):
   assert 'AUPRO-4' in shown and 'slides, good: AUROC 0.833' in shown
 
 
+def test_slides_by_the_rule_that_is_named_first(tmp_path, config):
+  scored(tmp_path)
+  label = np.array([0, 0, 0, 1, 1, 1])
+  slides = {
+    'group': [f't{i}' for i in range(6)],
+    'label': label,
+    'score.good': label[::-1] * 1.0,
+    'mean.good': label * 1.0,
+    'slide.mean_above.good': label + 0.5,
+    'slide.top_k.good': 1.0 - label,
+  }
+  (tmp_path / 'later').mkdir()
+  pq.write_table(pa.table(slides), tmp_path / 'later/slides.parquet')
+  assert not run(tmp_path, config)['slide']
+  for rule, first in (
+    ('max', 'good'),
+    ('mean', 'mean.good'),
+    ('mean_above', 'mean_above.good'),
+    ('top_k', 'top_k.good'),
+  ):
+    config.eval.slide_rule = rule
+    found = evaluation.evaluate(tmp_path, config, tmp_path / 'later')['slide']
+    assert next(iter(found)) == first and len(found) == 4
+  aurocs = {name: metrics['auroc']['value'] for name, metrics in found.items()}
+  assert aurocs == {
+    'good': 0,
+    'mean.good': 1,
+    'mean_above.good': 1,
+    'top_k.good': 0,
+  }
+
+
 def test_table_lines_up_and_names_everything(tmp_path, config):
   scored(tmp_path)
   lines = evaluation.table(run(tmp_path, config)).splitlines()

@@ -28,7 +28,7 @@ MAY_IMPORT = {
   'methods': {'method', 'nn', 'ops', 'weights'},
   'slides': set(),
   'datasets': {'slides'},
-  'pipeline': {'datasets', 'method'},
+  'pipeline': {'datasets', 'method', 'ops'},
   'training': {'method'},
   'metrics': set(),
   'report': set(),
@@ -50,6 +50,8 @@ TOP = {
   'score_files',
   'score_records',
   'score_slides',
+  'slide_files',
+  'slide_stream',
 }
 BARRED = ('tensorflow', 'torch', 'torchvision')
 FORBIDDEN = re.compile(r'(util|helper|common|manager|engine|misc|tool|base)s?')

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxmed import errors
 from jaxmed.method import Batch, Phase, RandomKey, Step
+from jaxmed.ops import colour
 
 # The ranges of Liu et al. 2017, Detecting Cancer Metastases on Gigapixel
 # Pathology Images, section 3.
@@ -24,6 +25,9 @@ BRIGHTNESS = 64 / 255
 CONTRAST = (0.25, 1.75)
 SATURATION = (0.75, 1.25)
 HUE = 0.04
+# Tellez et al. 2019, Quantifying the effects of data augmentation and stain
+# color normalization: HED-light and HED-strong.
+HED, HED_STRONG = 0.05, 0.2
 
 One = jax.Array  # [h, w, c]
 Change = Callable[[RandomKey, One], One]
@@ -106,6 +110,10 @@ def _hue(key: RandomKey, image: One) -> One:
   return _clip(dm_pix.random_hue(key, _colour(image), HUE))
 
 
+def _hed(key: RandomKey, image: One, strength: float = HED) -> One:
+  return colour.jitter_hed(key, _colour(image), strength)
+
+
 def _all_colours(key: RandomKey, image: One) -> One:
   changes = (_brightness, _saturation, _hue, _contrast)
   for change, own in zip(changes, jax.random.split(key, 4), strict=True):
@@ -120,7 +128,7 @@ def _clip(image: One) -> One:
 def _colour(image: One) -> One:
   if image.shape[-1] != 3:
     raise errors.UserError(
-      'train.augment asks for saturation or hue, and the images are gray '
+      'train.augment asks for saturation, hue or HED, and the images are gray '
       '(data.channels = 1). Leave these out, or use brightness and contrast.'
     )
   return image
@@ -137,5 +145,7 @@ COLOURS: dict[str, Change] = {
   'saturation': _saturation,
   'hue': _hue,
   'colour': _all_colours,  # The four together.
+  'hed': _hed,
+  'hed_strong': functools.partial(_hed, strength=HED_STRONG),
 }
 AUGMENTATIONS = MOVES | COLOURS

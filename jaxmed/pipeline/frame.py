@@ -127,7 +127,7 @@ def read_batch(
   arrays, names = [], []
   for number, image in enumerate(given):
     if isinstance(image, str | os.PathLike):
-      arrays.append(_read(image))
+      arrays.append(read_image(image))
       names.append(os.fspath(image))
     else:
       arrays.append(_checked(np.asarray(image), number))
@@ -140,7 +140,8 @@ def read_batch(
   return batch
 
 
-def _read(path: str | os.PathLike) -> Pixels:
+def read_image(path: str | os.PathLike) -> Pixels:
+  """The pixels of a file; a user can mend what stops it."""
   try:
     with open(path, 'rb') as file:
       return images.decode(file.read())

@@ -1,6 +1,7 @@
 """Shows the scores of a slide's tiles as colours over its thumbnail."""
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -38,6 +39,24 @@ class ScoreMap:
     count = rows @ known.astype(np.float64) @ columns.T
     with np.errstate(invalid='ignore', divide='ignore'):
       return np.where(count > 0, total / count, np.nan)
+
+  def squares(self) -> Float[np.ndarray, 'height width']:
+    """The map as a picture with a pixel for each `stride` px of the slide.
+
+    As of `over`, each takes the mean of the tiles that lie over its centre.
+    """
+    tiles = self.tiles
+    reach = max(1, math.ceil(tiles.tile / tiles.stride - 0.5))
+    shape = tiles.rows + reach - 1, tiles.columns + reach - 1
+    total, count = np.zeros(shape), np.zeros(shape)
+    known = np.isfinite(self.values)
+    values = np.where(known, self.values, 0.0)
+    for row, column in np.ndindex(reach, reach):
+      at = slice(row, row + tiles.rows), slice(column, column + tiles.columns)
+      total[at] += values
+      count[at] += known
+    with np.errstate(invalid='ignore', divide='ignore'):
+      return np.where(count > 0, total / count, np.nan).astype(np.float32)
 
 
 def _members(

@@ -59,3 +59,25 @@ def test_a_map_without_any_score_still_draws():
   scores = _map(np.full((2, 2), np.nan), 10, 10, (20, 20))
   overlay = heatmap.draw_overlay(np.zeros((9, 9, 3), np.uint8), scores)
   assert overlay.size == (1030, 900)
+
+
+def test_squares_are_as_large_as_the_stride():
+  values = np.array([[1.0, 3.0, np.nan]])
+  assert _map(values, 20, 10, (40, 20)).squares().tolist()[1][:3] == [1, 2, 3]
+  assert np.isnan(_map(values, 20, 10, (40, 20)).squares()[:, 3]).all()
+  apart = _map(np.array([[1.0, 2.0]]), 4, 10, (20, 10)).squares()
+  assert apart.tolist() == [[1, 2]]
+
+
+def test_squares_are_what_the_picture_shows():
+  rng = np.random.default_rng(0)
+  for tile, stride, size in ((32, 8, (200, 136)), (30, 20, (200, 140))):
+    columns, rows = ((side - tile) // stride + 1 for side in size)
+    values = rng.random((rows, columns))
+    values[rng.random(values.shape) < 0.3] = np.nan
+    scores = _map(values, tile, stride, size)
+    squares = scores.squares()
+    picture = scores.over(size[0] // stride, size[1] // stride)
+    np.testing.assert_allclose(
+      squares, picture[: squares.shape[0], : squares.shape[1]], rtol=1e-6
+    )
