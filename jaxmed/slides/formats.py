@@ -189,7 +189,7 @@ class _Tiff:
       self._pages = [level.keyframe for level in series.levels]
       mpp = ome.pixel_size(tiff, self._pages[0])
     else:
-      self._pages = [tiff.pages[0]]
+      self._pages = [_only_page(tiff)]
     for page in self._pages:
       _check_page(page)
     first = self._pages[0]
@@ -249,6 +249,17 @@ class _Tiff:
 
   def close(self) -> None:
     self._tiff.close()
+
+
+def _only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
+  """The first; others of its size would make a stack of it."""
+  first = tiff.pages[0]
+  same = [page for page in tiff.pages if page.shape == first.shape]
+  if len(same) > 1:
+    raise FormatError(
+      f'it is a stack of {len(same)} pictures of one size; expected one'
+    )
+  return first
 
 
 def _check_page(page: tifffile.TiffPage) -> None:

@@ -187,19 +187,21 @@ class _Helper:
     return pickle.loads(message)
 
   def _fill(self, place: memoryview, patience: float) -> None:
-    began = time.monotonic()
-    deadline = began + patience
     while place:
-      left = deadline - time.monotonic()
-      if left > 0 and self._poll.poll(max(1, left * 1e3)):
-        count = os.readv(self._answers, [place])
-        if not count:
-          raise self._lost()
-        place = place[count:]
-      elif deadline < began + MOST_PATIENCE and self._excused(patience):
-        deadline = time.monotonic() + 0.1
-      else:
+      self._wait(patience)
+      count = os.readv(self._answers, [place])
+      if not count:
+        raise self._lost()
+      place = place[count:]
+
+  def _wait(self, patience: float) -> None:
+    """Until there is something to read."""
+    last = time.monotonic() + MOST_PATIENCE
+    left = patience
+    while not self._poll.poll(left * 1e3):
+      if time.monotonic() > last or not self._excused(patience):
         raise CallError('reading it takes too long and was stopped', True)
+      left = 0.1
 
   def _excused(self, patience: float) -> bool:
     """Whether it isn't the file's fault that no answer has come.
