@@ -267,6 +267,17 @@ def tiles_missing(folder):
   return _enlarged(folder, 'tiles_missing.tif', 10**5)
 
 
+@case('expected sides of')
+def wider_than_any_glass(folder):
+  """Tiles of which are as wide, so that it lists enough of them."""
+  path = _set_tag(folder, 'wide.tif', 0, 'ImageWidth', 2**31)
+  content = bytearray(path.read_bytes())
+  tag = _pages()[0].tags['TileWidth']
+  content[tag.offset + 2 : tag.offset + 4] = struct.pack('<H', 4)
+  content[tag.offset + 8 : tag.offset + 12] = struct.pack('<I', 2**30)
+  return _put(folder, 'wide.tif', content)
+
+
 def _enlarged(folder, name, side) -> pathlib.Path:
   path = _set_tag(folder, name, 0, 'ImageWidth', side)
   content = bytearray(path.read_bytes())
