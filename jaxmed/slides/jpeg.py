@@ -18,9 +18,11 @@ import tifffile
 from jaxtyping import UInt8, UInt64
 
 CACHE_BYTES = 32 << 20  # Of decoded tiles: neighbouring regions share them.
+MOST_BYTES = 2  # Of a JPEG, for each of its pixels'.
 SEEN = 1 << 16  # Tiles that are remembered to have been read.
 START_OF_SCAN = b'\xff\xda'
 END_OF_IMAGE = b'\xff\xd9'
+GRAY = 128
 HOLE = bytes(32)  # As a lost block of a disk; rare in what was written.
 # In a scan 0xff is followed by 0, a restart marker or another 0xff.
 STRAY_MARKER = re.compile(b'\xff[^\x00\xd0-\xd7\xff]')
@@ -109,9 +111,15 @@ class Plane:
       sparse,
     )
 
-  def decode(self, data: bytes) -> UInt8[np.ndarray, 'height width 3']:
+  def decode(
+    self, data: bytes, out: np.ndarray | None = None
+  ) -> UInt8[np.ndarray, 'height width 3']:
     return imagecodecs.jpeg8_decode(
-      data, tables=self.tables, colorspace=self.colour, outcolorspace='RGB'
+      data,
+      tables=self.tables,
+      colorspace=self.colour,
+      outcolorspace='RGB',
+      out=out,
     )
 
 
@@ -129,6 +137,7 @@ class Tiles:
     self._lock = threading.Lock()
     self._cache, self._cached = collections.OrderedDict(), 0
     self._seen: set[tuple[int, int]] = set()
+    self._own = threading.local()
 
   def close(self) -> None:
     if self._file >= 0:
@@ -165,16 +174,25 @@ class Tiles:
     """Copies what a tile has of a region that begins at x and y.
 
     A tile that is wholly in the region is needed but once, where regions don't
-    overlap. Where they do it comes again, and is kept from then on: memory
-    for it costs as much as a good part of its decoding.
+    overlap. Where they do it comes again, and is kept from then on.
     """
     pixels = self._kept(tile)
     if pixels is None:
-      pixels = self._decode(tile)
-      with self._lock:
-        if not tile.inside(region, x, y) or self._again(tile):
-          self._keep(tile, pixels)
+      if not tile.inside(region, x, y) or self._again(tile):
+        pixels = self._decode(tile)
+        self._keep(tile, pixels)
+      else:
+        pixels = self._decode(tile, self._scratch(tile.level))
     tile.copy(pixels, region, x, y)
+
+  def _scratch(self, level: int) -> np.ndarray:
+    """Memory of this thread that is warm already, for a tile."""
+    plane = self._planes[level]
+    shape = plane.tile_height, plane.tile_width, 3
+    pixels = getattr(self._own, 'pixels', None)
+    if pixels is None or pixels.shape != shape:
+      pixels = self._own.pixels = np.empty(shape, np.uint8)
+    return pixels
 
   def _kept(self, tile: Tile) -> np.ndarray | None:
     key = tile.level, tile.index
@@ -186,52 +204,81 @@ class Tiles:
   def _again(self, tile: Tile) -> bool:
     """Whether a tile has been asked for before, of late."""
     key = tile.level, tile.index
-    if key in self._seen:
-      return True
-    if len(self._seen) >= SEEN:
-      self._seen.clear()
-    self._seen.add(key)
+    with self._lock:
+      if key in self._seen:
+        return True
+      if len(self._seen) >= SEEN:
+        self._seen.clear()
+      self._seen.add(key)
     return False
 
   def _keep(self, tile: Tile, pixels: np.ndarray) -> None:
     key = tile.level, tile.index
-    if key not in self._cache:
-      self._cache[key] = pixels
-      self._cached += pixels.nbytes
-      while self._cached > CACHE_BYTES:
-        self._cached -= self._cache.popitem(last=False)[1].nbytes
+    with self._lock:
+      if key not in self._cache:
+        self._cache[key] = pixels
+        self._cached += pixels.nbytes
+        while self._cached > CACHE_BYTES:
+          self._cached -= self._cache.popitem(last=False)[1].nbytes
 
-  def _decode(self, tile: Tile) -> UInt8[np.ndarray, 'height width 3']:
+  def _decode(
+    self, tile: Tile, out: np.ndarray | None = None
+  ) -> UInt8[np.ndarray, 'height width 3']:
     plane = self._planes[tile.level]
     shape = plane.tile_height, plane.tile_width, 3
     if tile.index >= len(plane.offsets):
       raise DecodeError('the file lists too few tiles')
     count = int(plane.counts[tile.index])
+    if out is None:
+      out = np.empty(shape, np.uint8)
     if plane.sparse and not count:
-      return np.full(shape, self._background, np.uint8)
-    data = os.pread(self._file, count, int(plane.offsets[tile.index]))
+      out[:] = self._background
+      return out
+    if count > MOST_BYTES * out.nbytes:
+      raise DecodeError(f'it has {count} bytes for {out.nbytes} of pixels')
+    try:
+      data = os.pread(self._file, count, int(plane.offsets[tile.index]))
+    except (OSError, OverflowError) as error:
+      raise DecodeError(str(error)) from error
     if not count or len(data) < count:
       raise DecodeError(f'{len(data)} bytes of {count} are there')
-    check_markers(data)
+    scan = check_markers(data)
     try:
-      pixels = plane.decode(data)
-      # The codec passes over data that is short or too long. To find out
-      # takes another decoding, done where there is a reason to doubt.
-      if _flat_end(pixels) and (pixels != plane.decode(_padded(data))).any():
-        raise DecodeError('its JPEG ends too soon')
-      if HOLE in data and (pixels == plane.decode(_shortened(data))).all():
-        raise DecodeError('its JPEG has a hole')
-    except DecodeError:
-      raise
+      # With its place given, a JPEG of another size is refused unread.
+      pixels = plane.decode(data, out)
+      fault = _fault(plane, data, scan, pixels)
     except Exception as error:  # The codec has its own types of error.
       raise DecodeError(str(error)) from error
-    if pixels.shape != shape:
-      raise DecodeError(f'its JPEG is {pixels.shape}, expected {shape}')
+    if fault:
+      raise DecodeError(fault)
     return pixels
 
 
-def check_markers(data: bytes) -> None:
-  """Raises where a JPEG was cut off or overwritten; the codec doesn't."""
+def _fault(plane: Plane, data: bytes, scan: int, pixels: np.ndarray) -> str:
+  """What the codec has passed over: data that is too short or too long.
+
+  To be sure takes another decoding, done where there is a reason to doubt.
+  """
+  # After its data has run out, all that the codec gives is middle gray.
+  if (
+    pixels[-1, -1, 0] == GRAY
+    and (pixels[-8:, -8:] == GRAY).all()
+    and (pixels != plane.decode(_padded(data))).any()
+  ):
+    return 'its JPEG ends too soon'
+  if (
+    data.find(HOLE, scan) >= 0
+    and (pixels == plane.decode(_shortened(data))).all()
+  ):
+    return 'its JPEG has a hole'
+  return ''
+
+
+def check_markers(data: bytes) -> int:
+  """Raises where a JPEG was cut off or overwritten; the codec doesn't.
+
+  Returns where its scan begins.
+  """
   scan = data.find(START_OF_SCAN)
   end = data.rfind(END_OF_IMAGE)
   if scan < 0 or end < scan:
@@ -241,15 +288,7 @@ def check_markers(data: bytes) -> None:
   # A progressive JPEG has tables and scans between its scans.
   if stray and stray[0][1] not in (0xC4, 0xDA, 0xDB, 0xDD):
     raise DecodeError(f'its JPEG has a stray marker at byte {stray.start()}')
-
-
-def _flat_end(pixels: np.ndarray) -> bool:
-  """Whether the last block has one colour, as after data has run out.
-
-  The codec then goes on silently. Empty glass looks the same.
-  """
-  corner = pixels[-8:, -8:].reshape(-1, 3)
-  return bool((corner == corner[0]).all())
+  return begin
 
 
 def _padded(data: bytes) -> bytes:
