@@ -18,8 +18,8 @@ from jaxmed.slides.annotations import (
   AnnotationError,
   Colour,
   Polygon,
-  Ring,
 )
+from jaxmed.slides.scanline import Ring
 
 WITHOUT_AREA = ('Point', 'MultiPoint', 'LineString', 'MultiLineString')
 

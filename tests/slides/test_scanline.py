@@ -88,9 +88,7 @@ def test_polygons_with_holes_and_exclusions_equal_exact_arithmetic():
 def test_bands_change_nothing(monkeypatch, chunk):
   rng = np.random.default_rng(1)
   shapes = [
-    scanline.Shape(
-      rng.uniform(-20, 220, (30, 2)), (rng.uniform(0, 200, (30, 2)),)
-    )
+    [rng.uniform(-20, 220, (30, 2)), rng.uniform(0, 200, (30, 2))]
     for _ in range(5)
   ]
   once = scanline.fill(shapes, 190, 210)
@@ -113,7 +111,7 @@ def test_neighbours_share_no_pixel_and_leave_no_gap():
 
 def test_nothing_fills_nothing():
   assert scanline.fill([], 5, 4).shape == (4, 5)
-  empty = scanline.Shape(np.zeros((0, 2)))
-  line = scanline.Shape(np.array([(0.0, 0.0), (5, 5)]))
+  empty = [np.zeros((0, 2))]
+  line = [np.array([(0.0, 0.0), (5, 5)])]
   assert not scanline.fill([empty, line, empty], 5, 4).any()
   assert scanline.fill([line], 0, 0).shape == (0, 0)
