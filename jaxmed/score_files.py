@@ -35,15 +35,10 @@ def score_files(
       raise UserError(f'There is no file {file}.')
   run = Run(folder)
   out = out or run.folder / 'scored'
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'The folder {out} cannot be used: {error.strerror}; give another --out.'
-    ) from error
-  slides = [file for file in files if _is_slide(file)]
+  make_folder(out)
+  slides = [file for file in files if is_slide(file)]
   images = [file for file in files if file not in slides]
-  paths = _overlay_paths(files, out)
+  paths = output_paths(files, out, '_overlay.png')
   rows = []
   for start in progress(
     range(0, len(images), run.batch),
@@ -59,7 +54,17 @@ def score_files(
   return path
 
 
-def _is_slide(file: pathlib.Path) -> bool:
+def make_folder(out: pathlib.Path) -> None:
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'The folder {out} cannot be used: {error.strerror}; give another --out.'
+    ) from error
+
+
+def is_slide(file: pathlib.Path) -> bool:
+  """By its suffix, or as a TIFF of several levels."""
   suffix = file.suffix.lower()
   if suffix in PYRAMIDS:
     try:
@@ -116,7 +121,9 @@ def _row(file, scores: dict, calibrated: dict, anomalous: bool) -> dict:
   return row | counts | {'reason': ''}
 
 
-def _overlay_paths(files: Sequence[pathlib.Path], out: pathlib.Path) -> dict:
+def output_paths(
+  files: Sequence[pathlib.Path], out: pathlib.Path, ending: str
+) -> dict[pathlib.Path, pathlib.Path]:
   """Files of one name in several folders get names of their own."""
   paths, used = {}, set()
   for file in files:
@@ -125,7 +132,7 @@ def _overlay_paths(files: Sequence[pathlib.Path], out: pathlib.Path) -> dict:
       s for s in itertools.chain([file.stem], numbered) if s not in used
     )
     used.add(stem)
-    paths[file] = out / f'{stem}_overlay.png'
+    paths[file] = out / f'{stem}{ending}'
   return paths
 
 

@@ -211,6 +211,7 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
     (['score'], 'validation normals'),
     (['evaluate'], '--resamples N'),
     (['report'], 'report.html'),
+    (['stain'], 'haematoxylin'),
     (['doctor'], 'codecs'),
     (['launch'], '--config=CONFIG'),
   ],

@@ -49,6 +49,7 @@ TOP = {
   'score_files',
   'score_records',
   'score_slides',
+  'stain_files',
 }
 BARRED = ('tensorflow', 'torch', 'torchvision')
 FORBIDDEN = re.compile(r'(util|helper|common|manager|engine|misc|tool|base)s?')
