@@ -202,7 +202,6 @@ def lesions(run: Run) -> dict:
   if not found:
     return {}
   at = found.get('sensitivity_at', {})
-  counts = 'lesions', 'itc', 'slides', 'tumour_slides', 'detections'
   by_slide = found.get('by_slide', [])
   return {
     'figure': figures.froc(found),
@@ -212,8 +211,20 @@ def lesions(run: Run) -> dict:
     'strict': bool(found.get('strict')),
     'excluded': found.get('excluded', []),
     'by_slide': sorted(by_slide, key=_missed_first),
-    **{name: found.get(name) for name in counts},
+    'counted': _counted(found),
   }
+
+
+def _counted(found: dict) -> str:
+  several = lambda key, noun: words.several(found.get(key), noun)
+  return (
+    f'To be found: {several("lesions", "lesion")} on '
+    f'{several("tumour_slides", "tumour slide")} among '
+    f'{several("slides", "slide")}, by {several("detections", "detection")}. '
+    'Neither right nor wrong to find: '
+    f'{several("itc", "region")} of isolated tumour cells (ITC, shorter than '
+    '275 µm).'
+  )
 
 
 def _missed_first(slide: dict) -> tuple:

@@ -69,6 +69,12 @@ def test_an_output_a_little_off_fails(name):
   assert wrong(HERE / 'munit', **{name: off}) == {name}
 
 
+@pytest.mark.parametrize('name', ['exact_score', 'decimal_total_fps'])
+def test_the_froc_is_exact(name):
+  off = ours(HERE / 'camelyon16_froc')[name] * (1 + 1e-12)
+  assert wrong(HERE / 'camelyon16_froc', **{name: off}) == {name}
+
+
 def test_one_value_that_is_no_number_fails():
   image = np.array(ours(HERE / 'munit')['decode/image'])
   image.flat[7] = np.nan

@@ -291,7 +291,7 @@ def test_lesions_their_numbers_and_who_was_left_out(page, run):
   for rate, one in found['sensitivity_at'].items():
     span = f'{one["low"]:.3f}–{one["high"]:.3f}'
     assert f'{rate} {one["value"]:.3f} {span}' in text
-  assert f'{found["lesions"]} lesions were to be found on' in text
+  assert f'To be found: {found["lesions"]} lesion' in text
 
 
 def test_a_froc_without_lesions_says_why(run):
