@@ -3,18 +3,22 @@
 run = jaxmed.train(config, 'runs/mine')  # The whole way to a report.
 run = jaxmed.load('runs/mine')
 run.score(['a.png', 'b.png']).anomalous
+jaxmed.normalise_stain(['a.png', 'b.png'])  # For the eye.
 """
 
 import os
 import typing
 
 if typing.TYPE_CHECKING:
+  from collections.abc import Sequence
+
+  import numpy as np
   from ml_collections import ConfigDict
 
   from jaxmed.score import Run
 
 __version__ = '0.1.0'
-__all__ = ['load', 'train']
+__all__ = ['load', 'normalise_stain', 'train']
 
 
 def train(
@@ -39,3 +43,19 @@ def load(workdir: str | os.PathLike) -> 'Run':
   from jaxmed.score import Run
 
   return Run(workdir)
+
+
+def normalise_stain(
+  images: 'Sequence[np.ndarray | str | os.PathLike]',
+  method: str = 'macenko',
+  target: str | os.PathLike = '',
+) -> 'list[np.ndarray]':
+  """Images as if stained alike; `method` is macenko or reinhard.
+
+  Args:
+    images: files, or arrays of uint8 or uint16, of any size.
+    target: an image to look like; else the method's standard.
+  """
+  from jaxmed import stain_files
+
+  return stain_files.normalise(images, method, target)

@@ -145,6 +145,41 @@ def _parser() -> argparse.ArgumentParser:
   )
   _workdir(report)
   _add_tissue(commands)
+  stain = _add(
+    commands,
+    'stain',
+    _stain,
+    'normalise the stain of images or slides',
+    'Writes a PNG of each file into --out, its haematoxylin and eosin as in '
+    'the target; of a slide a picture of 2048 px. In training and scoring, '
+    'set --config.data.stain instead.',
+  )
+  stain.add_argument(
+    'files',
+    nargs='+',
+    type=pathlib.Path,
+    metavar='IMAGE',
+    help='PNG, JPEG or TIFF images, or slides that OpenSlide reads',
+  )
+  stain.add_argument(
+    '--out',
+    required=True,
+    type=pathlib.Path,
+    metavar='FOLDER',
+    help='where to write; made if need be',
+  )
+  stain.add_argument(
+    '--method',
+    default='macenko',
+    metavar='NAME',
+    help='macenko or reinhard (default: macenko)',
+  )
+  stain.add_argument(
+    '--target',
+    default='',
+    metavar='IMAGE',
+    help="an image to look like (default: the method's standard)",
+  )
   _add(
     commands,
     'doctor',
@@ -291,6 +326,17 @@ def _tissue(parsed) -> None:
     f'Tissue: {share:.1%} of the slide, {share * area:.4g} of {area:.4g} mm2'
   )
   print(f'Outline: {parsed.out}')
+
+
+def _stain(parsed) -> None:
+  command.set_up()
+  from jaxmed import stain_files
+
+  written = stain_files.normalise_files(
+    parsed.files, parsed.out, parsed.method, parsed.target
+  )
+  for path, changed in written.items():
+    print(f'{path}{"" if changed else ": no stain of H&E, left as it was"}')
 
 
 def _doctor(parsed) -> int:

@@ -44,8 +44,9 @@ def score_files(
     if not file.is_file():
       raise UserError(f'There is no file {file}.')
   run = Run(folder)
-  out = _made(run, out)
-  slides = [file for file in files if _is_slide(file)]
+  out = out or run.folder / 'scored'
+  make_folder(out)
+  slides = [file for file in files if is_slide(file)]
   images = [file for file in files if file not in slides]
   stems = _stems(files)
   facts = [_facts(run, file, stems[file], mpp) for file in slides]
@@ -87,7 +88,8 @@ def score_folder(
   if annotations and annotations.is_dir():
     lost += [_lost(e) for e in without_slide(annotations, files)]
   run = Run(folder)
-  out = _made(run, out)
+  out = out or run.folder / 'scored'
+  make_folder(out)
   _settle(run, out, mpp)
   for file in progress(files, len(files), 'look at slides', 'slides'):
     try:
@@ -100,17 +102,6 @@ def score_folder(
   score_slides.scan(run, out, out, facts)
   score_slides.finish(run, out, facts, out, lost)
   return out / 'slides.parquet', score_slides.unscored(out)
-
-
-def _made(run: Run, out: pathlib.Path | None) -> pathlib.Path:
-  out = out or run.folder / 'scored'
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'The folder {out} cannot be used: {error.strerror}; give another --out.'
-    ) from error
-  return out
 
 
 def _settle(run: Run, out: pathlib.Path, mpp: float | None) -> None:
@@ -207,7 +198,17 @@ def _lost(error: AnnotationError) -> dict:
   }
 
 
-def _is_slide(file: pathlib.Path) -> bool:
+def make_folder(out: pathlib.Path) -> None:
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'The folder {out} cannot be used: {error.strerror}; give another --out.'
+    ) from error
+
+
+def is_slide(file: pathlib.Path) -> bool:
+  """By its suffix, or as a TIFF of several levels."""
   suffix = file.suffix.lower()
   if suffix in PYRAMIDS:
     try:
@@ -270,6 +271,13 @@ def _stems(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
     used.add(stem)
     stems[file] = stem
   return stems
+
+
+def output_paths(
+  files: Sequence[pathlib.Path], out: pathlib.Path, ending: str
+) -> dict[pathlib.Path, pathlib.Path]:
+  """Where something of each file is written, under names of their own."""
+  return {file: out / f'{s}{ending}' for file, s in _stems(files).items()}
 
 
 def _overlay(path: pathlib.Path, pixels: np.ndarray, found: np.ndarray):

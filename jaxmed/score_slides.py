@@ -26,7 +26,7 @@ STAGE = 'score slides'
 
 def score_slides(run: Run, records: Records) -> None:
   """Scores the test slides of a data set that has any, into maps/."""
-  slides = _test_slides(records)
+  slides = test_slides(records)
   folder = run.folder / 'maps'
   mine = slides[jax.process_index() :: jax.process_count()]
   scan(run, folder, run.folder, mine)
@@ -35,7 +35,7 @@ def score_slides(run: Run, records: Records) -> None:
     distributed.only_first(merge, 'scored slides')
 
 
-def _test_slides(records: Records) -> list[dict]:
+def test_slides(records: Records) -> list[dict]:
   if records.slides is None:
     return []
   inside = lambda name: str(records.directory / name) if name else ''

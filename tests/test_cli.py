@@ -271,6 +271,7 @@ def test_tissue_that_cannot_be_shown(slide, tmp_path, capsys):
     (['score'], 'validation normals'),
     (['evaluate'], '--resamples N'),
     (['report'], 'report.html'),
+    (['stain'], 'haematoxylin'),
     (['doctor'], 'codecs'),
     (['launch'], '--config=CONFIG'),
   ],

@@ -52,6 +52,7 @@ TOP = {
   'score_slides',
   'slide_files',
   'slide_stream',
+  'stain_files',
 }
 BARRED = ('tensorflow', 'torch', 'torchvision')
 FORBIDDEN = re.compile(r'(util|helper|common|manager|engine|misc|tool|base)s?')

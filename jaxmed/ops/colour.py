@@ -46,7 +46,7 @@ from jaxmed.ops.quantile import quantile
 
 LIGHT = 240.0  # Transmitted through glass, of 255.
 BETA = 0.15
-TAIL = 0.01  # Percentiles 1 and 99.
+TAILS = 0.01, 0.99
 CELL = 4
 LEAST_CELLS = 32  # Of tissue; fewer say nothing of a stain.
 LEAST_ANGLE = np.deg2rad(4)  # Between two stains; less is noise of one.
@@ -194,12 +194,11 @@ def _stain(density: Planes, shape) -> Stain:
   tissue = (cells >= BETA).all(axis=-2)
   along, across = _plane(cells, tissue)
   x, y = (_dot(axis, cells) for axis in (along, across))
-  turns = _turn(x, y)
-  sides = []
-  for share in (TAIL, 1 - TAIL):
-    a, b = _direction(quantile(turns, tissue, share))
-    sides.append(a[..., None] * along + b[..., None] * across)
-  first, second = sides
+  ends = quantile(*_twice(_turn(x, y), tissue), np.float32([TAILS]))
+  first, second = (
+    a[:, None] * along + b[:, None] * across
+    for a, b in (_direction(ends[:, i]) for i in range(2))
+  )
   swap = (first[..., 0] <= second[..., 0])[..., None]
   matrix = jnp.stack(
     [jnp.where(swap, second, first), jnp.where(swap, first, second)], axis=-1
@@ -207,14 +206,17 @@ def _stain(density: Planes, shape) -> Stain:
   angle = jnp.linalg.norm(jnp.cross(first, second), axis=-1)
   stained = (density >= BETA).any(axis=-2)
   amounts = _mixed(_inverse(matrix), density)
-  maxima = jnp.stack(
-    [quantile(amounts[..., i, :], stained, 1 - TAIL) for i in range(2)], -1
-  )
+  maxima = quantile(amounts, *_twice(stained), TAILS[1])
   enough = tissue.sum(axis=-1) >= LEAST_CELLS
   apart = angle >= np.sin(LEAST_ANGLE)
   alike = _likeness(matrix) >= LEAST_LIKENESS
   positive = (maxima > BETA).all(axis=-1)
   return Stain(matrix, maxima, enough & apart & alike & positive)
+
+
+def _twice(*rows: Array) -> list[Array]:
+  """Each row of pixels for both of two."""
+  return [jnp.stack([x, x], axis=1) for x in rows]
 
 
 def _cells(density: Planes, shape) -> Planes:

@@ -14,11 +14,13 @@ SIGN = np.uint32(1 << 31)
 
 
 def quantile(
-  x: Float[Array, '*b n'], where: Bool[Array, '*b n'], share: float
+  x: Float[Array, '*b n'],
+  where: Bool[Array, '*b n'],
+  share: float | Float[Array, '*b'],
 ) -> Float[Array, '*b']:
   """Of the values where `where` is true, as numpy.quantile interpolates.
 
-  Where none is, it is 0.
+  Where none is, it is 0. `share` may differ from row to row.
   """
   x = x.astype(jnp.float32)
   count = where.sum(axis=-1)

@@ -8,6 +8,7 @@ the scores.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ KINDS = {
 }
 
 
-def find_target(name: str, path: str = '') -> dict | None:
+def find_target(name: str, path: str | os.PathLike = '') -> dict | None:
   """What images are to look like, as plain numbers that JSON can hold.
 
   Args:
@@ -97,21 +98,18 @@ def target_of(data_config: ConfigDict) -> dict | None:
   return find_target(name, data_config.get('stain_target', ''))
 
 
-def normaliser(target: dict) -> Normalise:
-  """The function of images that makes them look like a target."""
-  kind = KINDS[target['kind']]
-  fitted = dataclasses.replace(
-    kind.standard,
-    **{k: np.float32(v) for k, v in target.items() if k != 'kind'},
-  )
-  return lambda images: kind.normalise(images, fitted)
+def fitted_of(target: dict) -> Fitted:
+  """From plain numbers."""
+  numbers = {k: np.float32(v) for k, v in target.items() if k != 'kind'}
+  return dataclasses.replace(KINDS[target['kind']].standard, **numbers)
 
 
 def wrap(method: Method, target: dict | None) -> Method:
   """The method, which sees normalised images only."""
   if target is None:
     return method
-  normalise = normaliser(target)
+  kind, fitted = KINDS[target['kind']], fitted_of(target)
+  normalise = lambda images: kind.normalise(images, fitted)
   return dataclasses.replace(
     method,
     phases=tuple(_wrap_phase(phase, normalise) for phase in method.phases),

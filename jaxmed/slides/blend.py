@@ -6,13 +6,12 @@ half of the neighbourhood, hardly counts. Tiles come row by row, so a strip as
 high as a tile is all that is in memory; finished rows go to the disk.
 """
 
-import functools
 import math
 import os
 import pathlib
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 
 
 def window(tile: int) -> Float32[np.ndarray, 'tile']:
@@ -45,52 +44,51 @@ class Blend:
     rows = math.ceil(tile / downsample) + 1  # A tile may begin within a pixel.
     self._sums = np.zeros((2, rows, width), np.float32)  # Values and weights.
     self._top = 0  # Row of the map where the strip begins.
-    self._bins = functools.cache(self._bins)
+    self._window = window(tile)
     self._path.write_bytes(b'')
 
   def add(self, x: int, y: int, values: Float[np.ndarray, 'tile tile']) -> None:
-    """A tile's map at x and y of level 0; y never decreases."""
-    top, left = y // self.downsample, x // self.downsample
-    if max(top, 0) < self._top:
-      raise ValueError(f'a tile at row {top} after one at row {self._top}')
-    self._write(min(max(top, 0), self.shape[0]))
-    across, down = (
-      self._bins(start % self.downsample, min(self._tile, side - start))
-      for start, side in zip((x, y), self._size, strict=True)
+    """A tile's map at x and y of level 0; y never decreases.
+
+    What lies beyond the slide's border does not count.
+    """
+    top, left = max(y, 0), max(x, 0)
+    bottom, right = (
+      min(start + self._tile, side)
+      for start, side in zip((y, x), self._size[::-1], strict=True)
     )
-    sums = np.stack(
-      [
-        down @ values.astype(np.float32) @ across.T,
-        np.outer(down.sum(1), across.sum(1)),
-      ]
+    if top // self.downsample < self._top:
+      raise ValueError(
+        f'a tile in row {top // self.downsample} after one in row {self._top}'
+      )
+    if top >= bottom or left >= right:
+      return
+    self._write(top // self.downsample)
+    down = self._window[top - y : bottom - y]
+    across = self._window[left - x : right - x]
+    inside = values[top - y : bottom - y, left - x : right - x]
+    rows, columns = self._firsts(top, bottom), self._firsts(left, right)
+    weighted = inside * down[:, None] * across
+    column = left // self.downsample
+    sums = self._sums[:, : len(rows), column : column + len(columns)]
+    # Not as products of matrices: BLAS would call threads for each.
+    sums[0] += np.add.reduceat(
+      np.add.reduceat(weighted, rows, axis=0), columns, axis=1
     )
-    # What lies beyond the slide's border is cut off.
-    top -= self._top
-    rows = slice(max(top, 0), min(top + len(down), self._sums.shape[1]))
-    columns = slice(max(left, 0), min(left + len(across), self.shape[1]))
-    if rows.start < rows.stop and columns.start < columns.stop:
-      self._sums[:, rows, columns] += sums[
-        :,
-        rows.start - top : rows.stop - top,
-        columns.start - left : columns.stop - left,
-      ]
+    sums[1] += np.outer(
+      np.add.reduceat(down, rows), np.add.reduceat(across, columns)
+    )
 
   def finish(self) -> Float32[np.ndarray, 'height width']:
     """The whole map, which stays on the disk."""
     self._write(self.shape[0])
     return np.memmap(self._path, np.float32, 'r', shape=self.shape)
 
-  def _bins(
-    self, phase: int, inside: int
-  ) -> Float32[np.ndarray, 'pixels tile']:
-    """The window's weights, by the pixel of the map where each falls.
-
-    Only the first `inside` pixels of the tile are on the slide.
-    """
-    at = np.arange(self._tile)
-    pixel = (phase + at) // self.downsample
-    falls = pixel == np.arange(pixel[-1] + 1)[:, None]
-    return np.where(falls & (at < inside), window(self._tile), np.float32(0))
+  def _firsts(self, start: int, stop: int) -> Int[np.ndarray, 'pixels']:
+    """Where each pixel of the map begins in what lies from start to stop."""
+    step = self.downsample
+    first = np.arange(start // step, -(-stop // step)) * step
+    return np.maximum(first, start) - start
 
   def _write(self, until: int) -> None:
     """Rows above `until` are finished."""

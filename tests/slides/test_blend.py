@@ -66,7 +66,7 @@ def test_a_step_between_two_tiles_is_a_ramp(tmp_path):
 def test_tiles_come_from_the_top(tmp_path):
   whole = blend.Blend(tmp_path / 'map', (64, 64), 16, 1)
   whole.add(0, 20, np.zeros((16, 16)))
-  with pytest.raises(ValueError, match='row 4 after'):
+  with pytest.raises(ValueError, match='row 4 after one in row 20'):
     whole.add(0, 4, np.zeros((16, 16)))
 
 
