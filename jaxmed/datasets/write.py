@@ -5,18 +5,25 @@ CITATION, LICENCE and the functions
   fingerprint(data_config): all that decides the content, for JSON;
   shards(data_config, directory): the list of Shards;
 and, where it has something to say,
+  surveys(data_config, directory): tasks to be done before `shards` is called;
   slides(data_config, directory): the rows of slides.parquet;
-  expected_bytes(data_config): how much disk it will need.
+  expected_bytes(data_config): how much disk it will need. Where that is not
+    known beforehand, the shards say it.
 
 Everything is written into a folder beside the final one, a shard at a time,
 and renamed when it is complete. A preparation that was killed goes on with the
 shards that are left, and what bears the final name is always whole.
+
+Where that is, a config says: in data.dir (or $JAXMED_DATA or ~/.cache/jaxmed),
+under a name that its content decides; or, if data.path is itself a prepared
+data set, as `jaxmed tile` writes, there.
 """
 
 import collections
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib
 import json
@@ -25,7 +32,7 @@ import pathlib
 import pkgutil
 import shutil
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +43,7 @@ from ml_collections import ConfigDict
 
 from jaxmed import datasets, errors
 from jaxmed.datasets import shards as shard_files
-from jaxmed.datasets.crew import write_all
+from jaxmed.datasets.crew import Task, run_all
 from jaxmed.datasets.shards import COLUMNS, Failure, Job, Shard
 
 __all__ = ['Failure', 'Shard', 'builder', 'location', 'prepare']
@@ -53,34 +60,61 @@ SLIDES = {
   'mpp': pa.float32(),
   'width': pa.int32(),
   'height': pa.int32(),
+  'exhaustive': pa.bool_(),  # Whether all lesions are annotated; so if null.
 }
+# Does all tasks: their list, the work's name, and what their sizes count.
+Work = Callable[[Sequence[Task], str, str], None]
 
 
-def prepare(data_config: ConfigDict, progress: bool = True) -> pathlib.Path:
-  """Makes the data set that the config names, unless it is there."""
+def prepare(
+  data_config: ConfigDict,
+  progress: bool = True,
+  directory: pathlib.Path | None = None,
+  work: Work | None = None,
+) -> pathlib.Path:
+  """Makes the data set that the config names, unless it is there.
+
+  Args:
+    data_config: the group `data` of a config.
+    progress: whether to show it.
+    directory: where to write, in place of `location`.
+    work: does the tasks; by default a crew of processes on this machine.
+  """
   module = builder(data_config.name)
-  directory = location(data_config)
-  if _complete(directory):
-    return directory
+  if directory is None:
+    directory = location(data_config)
+    if _complete(directory):
+      return directory
+  work = work or functools.partial(run_all, show=progress)
   with _lock(directory):
-    if not _complete(directory):  # Another process may have made it.
-      _check_disk(module, data_config, directory)
-      try:
-        _make(module, data_config, directory, progress)
-      except OSError as error:
-        if error.errno != errno.ENOSPC:
-          raise
-        raise errors.UserError(
-          f'The disk of {directory.parent} is full. Make room, or set '
-          '--config.data.dir or $JAXMED_DATA to another disk; what is written '
-          'is kept, and the next call goes on from there.'
-        ) from error
+    if directory.exists() and _is_it(module, data_config, directory):
+      return directory  # Another process may have made it.
+    _check_disk(module, data_config, directory)
+    try:
+      _make(module, data_config, directory, work)
+    except OSError as error:
+      if error.errno != errno.ENOSPC:
+        raise
+      raise errors.UserError(
+        f'The disk of {directory.parent} is full. Make room, or set '
+        '--config.data.dir or $JAXMED_DATA to another disk; what is written '
+        'is kept, and the next call goes on from there.'
+      ) from error
   return directory
 
 
 def location(data_config: ConfigDict) -> pathlib.Path:
   """Where the prepared data set is, or will be."""
   module = builder(data_config.name)
+  path = pathlib.Path(data_config.get('path', '')).expanduser().absolute()
+  if data_config.get('path') and _complete(path):
+    name = _summary(path)['name']
+    if name != module.NAME:
+      raise errors.UserError(
+        f'{path} is a prepared data set of {name}, and --config.data.name is '
+        f'{module.NAME}; set it to {name}.'
+      )
+    return path
   root = (
     data_config.get('dir')
     or os.environ.get('JAXMED_DATA')
@@ -125,6 +159,49 @@ def _complete(directory: pathlib.Path) -> bool:
   return (directory / 'dataset.json').is_file()
 
 
+def _summary(directory: pathlib.Path) -> dict[str, Any]:
+  return json.loads((directory / 'dataset.json').read_text())
+
+
+def _is_it(module, data_config, directory: pathlib.Path) -> bool:
+  """Whether what is there is what is asked for; an empty folder is not."""
+  if _complete(directory):
+    made = _summary(directory)['content']
+    _refuse_other(directory, made, _content(module, data_config))
+    return True
+  if not directory.is_dir() or any(directory.iterdir()):
+    raise errors.UserError(
+      f'{directory} is there already and is no data set; choose another place.'
+    )
+  return False
+
+
+def _refuse_other(directory: pathlib.Path, before: dict, now: dict) -> None:
+  """A folder that was named by hand may have been made from other things."""
+  before, now = _leaves(before), _leaves(json.loads(json.dumps(now)))
+  changed = [
+    f'{name} (then {before.get(name)!r}, now {now.get(name)!r})'
+    for name in sorted({*before, *now})
+    if before.get(name) != now.get(name)
+  ]
+  if changed:
+    more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
+    raise errors.UserError(
+      f'{directory} was begun with other slides or options: '
+      f'{", ".join(changed[:3])}{more}. Remove it, or choose another place.'
+    )
+
+
+def _leaves(tree: Mapping[str, Any], at: str = '') -> dict[str, Any]:
+  leaves = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      leaves |= _leaves(value, f'{at}{name}.')
+    else:
+      leaves[at + name] = value
+  return leaves
+
+
 @contextlib.contextmanager
 def _lock(directory: pathlib.Path) -> Iterator[None]:
   """One process prepares a data set; others wait. Ends with its holder."""
@@ -141,7 +218,10 @@ def _lock(directory: pathlib.Path) -> Iterator[None]:
 def _check_disk(module, data_config, directory: pathlib.Path) -> None:
   if not hasattr(module, 'expected_bytes'):
     return
-  needed = module.expected_bytes(data_config)
+  _check_room(module, module.expected_bytes(data_config), directory)
+
+
+def _check_room(module, needed: int, directory: pathlib.Path) -> None:
   free = shutil.disk_usage(directory.parent).free
   if needed > free:
     raise errors.UserError(
@@ -151,13 +231,15 @@ def _check_disk(module, data_config, directory: pathlib.Path) -> None:
     )
 
 
-def _make(module, data_config, directory: pathlib.Path, progress: bool):
-  unfinished = directory.with_name(f'{directory.name}.unfinished')
-  (unfinished / shard_files.PARTS).mkdir(parents=True, exist_ok=True)
-  for left_behind in unfinished.rglob('*.tmp'):
-    left_behind.unlink()
+def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
+  unfinished = _begin(module, data_config, directory)
+  if hasattr(module, 'surveys'):
+    surveys = module.surveys(data_config, unfinished)
+    work(surveys, f'survey {module.NAME}', 'slides')
   jobs = _jobs(module.NAME, module.shards(data_config, unfinished), unfinished)
-  write_all(jobs, module.NAME, progress)
+  left = sum(job.shard.bytes for job in jobs if not job.done)
+  _check_room(module, left, directory)
+  work(jobs, f'prepare {module.NAME}', 'tiles')
   index = _index(jobs)
   about = [shard_files.about(job.part) for job in jobs]
   failures = [failure for part in about for failure in part['failures']]
@@ -170,7 +252,29 @@ def _make(module, data_config, directory: pathlib.Path, progress: bool):
   _write_tfds(module, jobs, about, unfinished)
   _write_summary(module, data_config, jobs, index, about, unfinished)
   shutil.rmtree(unfinished / shard_files.PARTS)
+  _sweep(unfinished)
   unfinished.rename(directory)
+
+
+def _begin(module, data_config, directory: pathlib.Path) -> pathlib.Path:
+  """The folder to write into, new or as it was left."""
+  unfinished = directory.with_name(f'{directory.name}.unfinished')
+  begun = unfinished / shard_files.PARTS / 'content.json'
+  begun.parent.mkdir(parents=True, exist_ok=True)
+  _sweep(unfinished)
+  content = _content(module, data_config)
+  if begun.is_file():
+    _refuse_other(unfinished, json.loads(begun.read_text()), content)
+  temporary = begun.with_name('content.json.tmp')
+  temporary.write_text(json.dumps(content))
+  temporary.rename(begun)
+  return unfinished
+
+
+def _sweep(directory: pathlib.Path) -> None:
+  """Removes what processes that were killed have left."""
+  for left_behind in directory.rglob('*.tmp'):
+    left_behind.unlink()
 
 
 def _jobs(name: str, shards: Sequence[Shard], directory) -> list[Job]:

@@ -18,6 +18,8 @@ import numpy as np
 import tifffile
 from jaxtyping import UInt8
 
+from jaxmed.slides import jpeg_stream
+
 CACHE_BYTES = 32 << 20  # Of decoded tiles: neighbouring regions share them.
 START_OF_SCAN = b'\xff\xda'
 END_OF_IMAGE = b'\xff\xd9'
@@ -165,6 +167,17 @@ class Tiles:
         while self._cached > CACHE_BYTES:
           self._cached -= self._cache.popitem(last=False)[1].nbytes
     return pixels
+
+  def encoded(self, tile: Tile) -> bytes:
+    """A tile as a JPEG file, its pixels coded as they are here."""
+    self.read(tile)  # Raises where it is broken.
+    plane = self._planes[tile.level]
+    count, offset = plane.counts[tile.index], plane.offsets[tile.index]
+    data = os.pread(self._file, count, offset)
+    try:
+      return jpeg_stream.whole_file(data, plane.tables, plane.colour)
+    except ValueError as error:
+      raise DecodeError(str(error)) from error
 
   def _decode(self, tile: Tile) -> UInt8[np.ndarray, 'height width 3']:
     plane = self._planes[tile.level]

@@ -128,6 +128,23 @@ class Slide:
       self._fill(inside, x0, y0, level)
     return region
 
+  def encoded_tile(self, x: int, y: int, size: int) -> bytes | None:
+    """A square of level 0 as the file has it: a JPEG, not coded anew.
+
+    None where the square is not just one of the file's own JPEG tiles.
+    """
+    if self._tiles is None or x < 0 or y < 0:
+      return None
+    if x + size > self.size[0] or y + size > self.size[1]:
+      return None
+    tile = next(self._tiles.covering(0, x, y, size, size))
+    if (tile.x, tile.y, tile.width, tile.height) != (x, y, size, size):
+      return None
+    try:
+      return self._tiles.encoded(tile)
+    except jpeg.DecodeError as error:
+      raise TileError(self.path, 0, x, y, str(error)) from error
+
   def overview(self, downsample: float) -> UInt8[np.ndarray, 'height width 3']:
     """The whole slide reduced `downsample` times, averaged over areas.
 
