@@ -1,78 +1,121 @@
-"""The tiles of a slide as examples: what every data set of slides yields."""
+"""The tiles of a slide as examples: what every data set of slides yields.
 
-import pathlib
+First a slide is surveyed: from its tissue at a coarse scale and its
+annotations, and without reading a tile, it is known where tiles lie and how
+much tissue and lesion each shows. Then those that are wanted are read.
+"""
+
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import imagecodecs
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from jaxmed.datasets import images
 from jaxmed.datasets.shards import Example, Failure
 from jaxmed.slides import annotations, grid, reader, tissue
 
-QUALITY = 90  # Of a tile's JPEG.
 LESION_MPP = 2.0  # At which tiles that touch a lesion are searched for.
+SAME_SCALE = 0.02  # Scanners' own pixel sizes are no better known than that.
+# Of a pixel of stained tissue: what a tile takes on the disk.
+JPEG_BYTES, PNG_BYTES = 0.5, 2.5
+ROW_BYTES = 600  # Of a record, beside its image.
+FORMATS = ('jpeg', 'png')
 
 
-def tile_slide(
-  slide: reader.Slide,
-  polygons: list[annotations.Polygon],
-  size: int,
-  least_tissue: float,
-  columns: dict[str, Any],
-) -> Iterator[Example | Failure]:
-  """Tiles of level 0, side by side, that show at least some tissue.
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+  """How tiles are cut from a slide and stored.
 
-  A tile is anomalous when an annotation covers the centre of one of its
-  pixels; its mask says which. `columns` holds what is true of the whole slide.
+  Attributes:
+    size: side of a tile in its pixels.
+    least_tissue: share of a tile's area.
+    stride: from tile to tile in their pixels; 0: side by side.
+    mpp: micrometres per pixel of the tiles; 0: those of level 0.
+    format: jpeg or png.
+    quality: of a JPEG.
+    passthrough: whether a JPEG tile of the file stays as it is, where it
+      is just what is wanted.
   """
-  tiles = grid.tile_grid(slide.size, size)
-  try:
-    mask = tissue.tissue_mask(slide)
-  except reader.TileError as error:  # Without its tissue no tile is chosen.
-    yield _failure(columns['group'], error)
-    return
-  covered = grid.coverage(mask, tiles)
-  near = _near_lesion(slide, polygons, tiles)
-  for row, column in np.argwhere(covered >= least_tissue).tolist():
-    x, y = int(tiles.x[column]), int(tiles.y[row])
-    key = f'{columns["group"]}/{x}_{y}'
-    try:
-      pixels = slide.read(x, y, size, size)
-    except reader.TileError as error:
-      yield _failure(key, error)
-      continue
-    mask, lesion = b'', 0.0
-    if near[row, column]:
-      inside = annotations.rasterise(polygons, size, size, x, y)
-      lesion = float(inside.mean())
-      mask = images.encode_mask(inside) if lesion else b''
-    yield columns | {
-      'key': key,
-      'image': imagecodecs.jpeg8_encode(pixels, QUALITY),
-      'mask': mask,
-      'x': x,
-      'y': y,
-      'level': 0,
-      'mpp': slide.mpp,
-      'label': int(lesion > 0),
-      'tissue': float(covered[row, column]),
-      'lesion': lesion,
-      'kind': 'lesion' if lesion else '',
-    }
+
+  size: int
+  least_tissue: float
+  stride: int = 0
+  mpp: float = 0.0
+  format: str = 'jpeg'
+  quality: int = 90
+  passthrough: bool = True
+
+  def scale(self, slide: reader.Slide) -> float:
+    """Pixels of level 0 per pixel of a tile; 1 if it is nearly that."""
+    if not self.mpp or abs(self.mpp / slide.mpp - 1) <= SAME_SCALE:
+      return 1.0
+    if self.mpp < slide.mpp:
+      raise reader.SlideError(
+        f'{slide.path} has {slide.mpp:.3g} µm per pixel, too coarse for tiles '
+        f'at {self.mpp:.3g}.'
+      )
+    return self.mpp / slide.mpp
+
+  def bytes(self) -> int:
+    """About what a record takes on the disk."""
+    each = PNG_BYTES if self.format == 'png' else JPEG_BYTES
+    return int(each * self.size**2) + ROW_BYTES
 
 
-def _failure(item: str, error: reader.TileError) -> Failure:
-  return Failure(item, error.reason, error.level, error.x, error.y)
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+  """Where some tiles lie, in pixels of level 0, and what they show.
+
+  Attributes:
+    x, y: of a tile's upper left corner.
+    tissue: share of a tile's area.
+    lesion: share of its pixels whose centre an annotation covers.
+  """
+
+  x: Int32[np.ndarray, 'n']
+  y: Int32[np.ndarray, 'n']
+  tissue: Float32[np.ndarray, 'n']
+  lesion: Float32[np.ndarray, 'n']
+
+  def __len__(self) -> int:
+    return len(self.x)
+
+  def __getitem__(self, which: np.ndarray) -> 'Tiles':
+    return Tiles(*(column[which] for column in self.columns()))
+
+  def columns(self) -> tuple[np.ndarray, ...]:
+    return self.x, self.y, self.tissue, self.lesion
+
+  @classmethod
+  def none(cls) -> 'Tiles':
+    place, share = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return cls(place, place, share, share)
 
 
-def read_outlines(path: pathlib.Path | None) -> list[annotations.Polygon]:
-  """The annotations of a slide; none, if it has no file of them."""
-  return annotations.read_xml(path) if path else []
+def survey(
+  slide: reader.Slide, polygons: list[annotations.Polygon], tiling: Tiling
+) -> Tiles:
+  """The tiles of a grid over the slide that show enough tissue."""
+  scale = tiling.scale(slide)
+  stride = round((tiling.stride or tiling.size) * scale)
+  tiles = grid.tile_grid(slide.size, round(tiling.size * scale), stride)
+  covered = grid.coverage(tissue.tissue_mask(slide), tiles)
+  chosen = covered >= tiling.least_tissue
+  row, column = np.nonzero(chosen)
+  x, y = tiles.x[column], tiles.y[row]
+  lesion = np.zeros(len(x), np.float32)
+  near = _near_lesion(slide, polygons, tiles)[chosen]
+  for i in np.flatnonzero(near).tolist():
+    lesion[i] = _inside(polygons, x[i], y[i], tiling.size, scale).mean()
+  return Tiles(x, y, covered[chosen], lesion)
 
 
-def _near_lesion(slide, polygons, tiles: grid.Grid) -> np.ndarray:
+def _near_lesion(
+  slide: reader.Slide, polygons: list[annotations.Polygon], tiles: grid.Grid
+) -> Bool[np.ndarray, 'rows columns']:
   """Which tiles may hold a lesion's pixel: a coarse mask, grown by one."""
   if not polygons:
     return np.zeros((tiles.rows, tiles.columns), bool)
@@ -82,3 +125,87 @@ def _near_lesion(slide, polygons, tiles: grid.Grid) -> np.ndarray:
   grown = grown[:-2] | grown[1:-1] | grown[2:]
   grown = grown[:, :-2] | grown[:, 1:-1] | grown[:, 2:]
   return grid.coverage(grid.Mask(grown, mask.size), tiles) > 0
+
+
+def _inside(
+  polygons: list[annotations.Polygon], x: int, y: int, size: int, scale: float
+) -> Bool[np.ndarray, 'size size']:
+  return annotations.rasterise(polygons, size, size, x, y, scale)
+
+
+def read_tiles(
+  slide: reader.Slide,
+  polygons: list[annotations.Polygon],
+  tiles: Tiles,
+  tiling: Tiling,
+  columns: dict[str, Any],
+) -> Iterator[Example | Failure]:
+  """Tiles as examples; one that cannot be read is a failure.
+
+  A tile is anomalous when an annotation covers any of its pixels; its mask
+  says which. `columns` holds what is true of the whole slide.
+  """
+  scale = tiling.scale(slide)
+  for x, y, share, lesion in zip(
+    *(column.tolist() for column in tiles.columns()), strict=True
+  ):
+    key = f'{columns["group"]}/{x}_{y}'
+    try:
+      image = _encoded(slide, x, y, scale, tiling)
+    except reader.TileError as error:
+      yield failure(key, error)
+      continue
+    mask = b''
+    if lesion:
+      inside = _inside(polygons, x, y, tiling.size, scale)
+      mask = images.encode_mask(inside)
+    yield {
+      'label': int(lesion > 0),
+      'kind': 'lesion' if lesion else '',
+    } | columns | {
+      'key': key,
+      'image': image,
+      'mask': mask,
+      'x': x,
+      'y': y,
+      'level': 0,
+      'mpp': slide.mpp * scale,
+      'tissue': share,
+      'lesion': lesion,
+    }
+
+
+def _encoded(
+  slide: reader.Slide, x: int, y: int, scale: float, tiling: Tiling
+) -> bytes:
+  """A tile as it is stored: as the file has it, or else coded anew."""
+  if tiling.passthrough and tiling.format == 'jpeg' and scale == 1:
+    whole = slide.encoded_tile(x, y, tiling.size)
+    if whole is not None:
+      return whole
+  if scale == 1:
+    pixels = slide.read(x, y, tiling.size, tiling.size)
+  else:
+    pixels = slide.region(x, y, tiling.size, tiling.size, slide.mpp * scale)
+  if tiling.format == 'png':
+    return imagecodecs.png_encode(pixels)
+  return imagecodecs.jpeg8_encode(pixels, tiling.quality)
+
+
+def tile_slide(
+  slide: reader.Slide,
+  polygons: list[annotations.Polygon],
+  tiling: Tiling,
+  columns: dict[str, Any],
+) -> Iterator[Example | Failure]:
+  """Survey and reading in one, for a slide that was made just now."""
+  try:
+    tiles = survey(slide, polygons, tiling)
+  except reader.TileError as error:  # Without its tissue no tile is chosen.
+    yield failure(columns['group'], error)
+    return
+  yield from read_tiles(slide, polygons, tiles, tiling, columns)
+
+
+def failure(item: str, error: reader.TileError) -> Failure:
+  return Failure(item, error.reason, error.level, error.x, error.y)
