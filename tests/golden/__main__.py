@@ -15,7 +15,13 @@ def main(arguments: list[str]) -> int:
   for argument in arguments:
     try:
       found = check.check(pathlib.Path(argument))
-    except (check.NoCase, UserError, OSError, ValueError) as error:
+    except (
+      check.NoCase,
+      check.NoData,
+      UserError,
+      OSError,
+      ValueError,
+    ) as error:
       print(f'{argument}: {error}', file=sys.stderr)
       wrong += 1
       continue

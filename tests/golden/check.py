@@ -7,7 +7,10 @@ the names of the outputs. It may also have
   LOOSE: an expression for names that are compared as gradients are, in place
     of the one here;
   tolerance(name, manifest): of one output, relative to its largest value, or
-    None where the rule below should decide.
+    None where the rule below should decide; of whole numbers and truth values
+    the share that may differ.
+
+An output that the manifest describes as an INPUT is not compared.
 
 An output's tolerance is the larger of 1e-4 of its largest absolute value
 (1e-3 where LOOSE finds its name) and ten times what float32 itself lost
@@ -36,6 +39,10 @@ CHANGE = 0.25  # Mean error of parameters' changes, of the mean change.
 
 class NoCase(Exception):
   """A case that this project does not have."""
+
+
+class NoData(Exception):
+  """A file that a case is computed from is not here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +96,8 @@ def compare(manifest: dict, module, ours: dict, theirs: dict) -> list[Line]:
   """A line for every one of their arrays."""
   lines = []
   for name in theirs:
+    if str(manifest.get('outputs', {}).get(name)).startswith('INPUT'):
+      continue
     if name not in ours:
       lines.append(Line(name, np.inf, 0.0, 'not computed'))
       continue
@@ -98,7 +107,9 @@ def compare(manifest: dict, module, ours: dict, theirs: dict) -> list[Line]:
       lines.append(Line(name, np.inf, 0.0, note))
     elif other.dtype.kind not in 'fc':
       differing = float(np.mean(one != other)) if other.size else 0.0
-      lines.append(Line(name, differing, 0.0, 'exact'))
+      allowed = _given(name, manifest, module) or 0.0
+      note = 'differing' if allowed else 'exact'
+      lines.append(Line(name, differing, allowed, note))
     else:
       lines.append(_line(name, manifest, module, one, theirs))
   return lines
@@ -145,14 +156,20 @@ def _line(name, manifest, module, one, theirs) -> Line:
 
 def _share(name, manifest, module, other) -> float:
   """The tolerance relative to the largest value, rounding left aside."""
-  given = getattr(module, 'tolerance', lambda name, manifest: None)
-  share = given(name, manifest)
+  share = _given(name, manifest, module)
   if share is not None:
     return share
   if not np.any(other):
     return 1e-6  # All zeros; the error is then not relative.
   loose = re.search(getattr(module, 'LOOSE', LOOSE), name)
   return LOOSELY if loose else CLOSE
+
+
+def _given(name, manifest, module) -> float | None:
+  """The tolerance that a case's module states."""
+  if not hasattr(module, 'tolerance'):
+    return None
+  return module.tolerance(name, manifest)
 
 
 def _rounding(name: str, manifest: dict) -> float:
