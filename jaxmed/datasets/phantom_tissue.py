@@ -168,12 +168,16 @@ def plan_lesions(
     blob = _place(rng, coarse, depth, wobble, taken, diameter / 2)
     level = np.maximum(level, blob)
     taken |= blob > -40  # Lesions stay apart.
-  outlines = [
-    dataclasses.replace(ring, points=ring.points[::2].round(2))
-    for ring in annotations.outlines(level, COARSE)
-  ]
+  outlines = [_thinned(p) for p in annotations.outlines(level, COARSE)]
   height, width = frame.shape
   return outlines, annotations.rasterise(outlines, width, height)
+
+
+def _thinned(polygon: annotations.Polygon) -> annotations.Polygon:
+  """Every other point, to hundredths of a pixel."""
+  outer, *holes = (ring[::2].round(2) for ring in polygon.rings)
+  holes = tuple(ring for ring in holes if len(ring) >= 3)
+  return dataclasses.replace(polygon, points=outer, holes=holes)
 
 
 def _place(rng, coarse, depth, wobble, taken, radius: float) -> Plane:

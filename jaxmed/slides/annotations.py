@@ -2,26 +2,34 @@
 
 In ASAP's files (Camelyon16 among them) an annotation is one closed ring, and
 its group says what it is: `_0`, `_1` or Tumor mark a lesion; `_2`, Exclusion
-or None a hole in one.
+or None take away from all lesions. A polygon may also have holes of its own,
+which take away from nothing else: an island in a hole stays.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from xml import sax
 from xml.etree import ElementTree
 
 import contourpy
-import defusedxml.ElementTree
+import defusedxml.sax
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float, Float64
 
 from jaxmed import errors
-from jaxmed.slides import grid
+from jaxmed.slides import grid, scanline
 
-EXCLUSIONS = ('_2', 'exclusion', 'none')
-CHUNK = 1 << 20  # Crossings of outline and pixel rows held at once.
+EXCLUSIONS = ('_2', 'exclusion', 'none', 'ignore*')  # The last is QuPath's.
+FURTHEST = 1e9  # Pixels from a slide's corner; the widest slides have 1e6.
+Ring = Float64[np.ndarray, 'points 2']
+Colour = tuple[int, int, int]
 
 
 class AnnotationError(errors.UserError):
@@ -30,77 +38,172 @@ class AnnotationError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Polygon:
-  """A closed ring of (x, y) in pixels of level 0, without its last point."""
+  """A closed ring of (x, y) in pixels of level 0, without its last point.
 
-  points: Float64[np.ndarray, 'points 2']
+  holes: rings in it that are not part of it.
+  colour: red, green and blue up to 255, where the file gives it.
+  """
+
+  points: Ring
   group: str = 'Tumor'
   name: str = ''
+  holes: tuple[Ring, ...] = ()
+  colour: Colour | None = None
 
   @property
   def hole(self) -> bool:
     """Whether it takes away from the others."""
     return self.group.lower() in EXCLUSIONS
 
+  @property
+  def rings(self) -> tuple[Ring, ...]:
+    """The outer ring, then the holes."""
+    return (self.points, *self.holes)
+
+  @functools.cached_property
+  def bounds(self) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom."""
+    if not len(self.points):
+      return math.inf, math.inf, -math.inf, -math.inf
+    return *self.points.min(0).tolist(), *self.points.max(0).tolist()
+
+
+def area(polygon: Polygon) -> float:
+  """In squared pixels of level 0, holes not counted.
+
+  It is that of rings that don't cross themselves, with the holes inside and
+  apart from each other, as drawing programs and `outlines` make them.
+  """
+  outer, *holes = (_ring_area(ring) for ring in polygon.rings)
+  return outer - sum(holes)
+
+
+def _ring_area(ring: np.ndarray) -> float:
+  x, y = (ring - ring[:1]).T  # Near 0, where products lose nothing.
+  return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
 
 def read_xml(path: str | os.PathLike) -> list[Polygon]:
-  """Polygons of ASAP's XML; other things drawn there have no area."""
+  """Polygons of ASAP's XML.
+
+  Dots and lines have no area and are passed over; so is a polygon of fewer
+  than three points, which a stray click leaves, but with a warning.
+  """
   path = pathlib.Path(path)
+  reader = _Reader(path)
   try:
-    root = defusedxml.ElementTree.parse(path).getroot()
+    with path.open('rb') as file:
+      defusedxml.sax.parse(file, reader)
   except FileNotFoundError as error:
     raise AnnotationError(f'There is no annotation at {path}.') from error
-  except (ElementTree.ParseError, defusedxml.DefusedXmlException) as error:
+  except OSError as error:
+    raise AnnotationError(
+      f"{path} can't be read ({error.strerror})."
+    ) from error
+  except (sax.SAXException, defusedxml.DefusedXmlException) as error:
     raise AnnotationError(
       f"{path} is no annotation in ASAP's XML ({error})."
     ) from error
-  if root.tag != 'ASAP_Annotations':
+  if not reader.understood:
     raise AnnotationError(
-      f'{path} begins with <{root.tag}>, expected <ASAP_Annotations>.'
+      f'{path} has no <Annotations>; expected what ASAP saves.'
     )
-  found = [_polygon(path, element) for element in root.iter('Annotation')]
-  return [polygon for polygon in found if len(polygon.points) >= 3]
+  return reader.polygons
 
 
-def _polygon(path: pathlib.Path, element: ElementTree.Element) -> Polygon:
-  name = element.get('Name', '')
-  try:
-    corners = sorted(
-      element.iter('Coordinate'), key=lambda c: float(c.get('Order') or 0)
-    )
-    points = np.array(
-      [(float(c.attrib['X']), float(c.attrib['Y'])) for c in corners]
-    ).reshape(-1, 2)
-  except (KeyError, ValueError) as error:
-    raise AnnotationError(
-      f'{path}: annotation {name!r} has a coordinate without a number.'
-    ) from error
-  if not np.isfinite(points).all():
-    raise AnnotationError(
-      f'{path}: annotation {name!r} has a coordinate that is not finite.'
-    )
-  return Polygon(points, element.get('PartOfGroup', 'Tumor'), name)
+class _Reader(sax.ContentHandler):
+  """Collects polygons while the file is read: no tree of it is held."""
+
+  def __init__(self, path: pathlib.Path):
+    super().__init__()
+    self.polygons: list[Polygon] = []
+    self.understood = False  # Whether there is a place for annotations.
+    self._path = path
+    self._root = ''
+    self._open: sax.xmlreader.AttributesImpl | None = None
+    self._values = array('d')  # Order, x and y of each corner.
+
+  def startElement(self, name, attrs):
+    if not self._root:
+      self._root = name
+      if name != 'ASAP_Annotations':
+        raise AnnotationError(
+          f'{self._path} begins with <{name}>, expected <ASAP_Annotations>.'
+        )
+    if name == 'Coordinate' and self._open:
+      try:
+        order = attrs.get('Order') or 0
+        corner = float(order), float(attrs['X']), float(attrs['Y'])
+      except (KeyError, ValueError) as error:
+        raise self._wrong('has a coordinate without a number') from error
+      self._values.extend(corner)
+    elif name == 'Annotation':
+      self._open = attrs.copy()
+      self._values = array('d')
+    self.understood |= name in ('Annotations', 'Annotation')
+
+  def endElement(self, name):
+    if name != 'Annotation' or not self._open:
+      return
+    corners = np.array(self._values).reshape(-1, 3)
+    if not np.isfinite(corners).all():
+      raise self._wrong('has a coordinate that is not finite')
+    if (abs(corners[:, 1:]) > FURTHEST).any():
+      raise self._wrong('has a coordinate that is on no slide')
+    order = np.argsort(corners[:, 0], kind='stable')
+    kind = self._open.get('Type', 'Polygon')
+    group = self._open.get('PartOfGroup', 'Tumor')
+    name = self._open.get('Name', '')
+    if len(corners) >= 3 and kind not in ('Dot', 'PointSet', 'Measurement'):
+      colour = parse_colour(self._open.get('Color', ''))
+      points = np.ascontiguousarray(corners[order, 1:])
+      self.polygons.append(Polygon(points, group, name, colour=colour))
+    elif kind in ('Polygon', 'Spline', 'Rectangle'):
+      logging.warning(
+        '%s: annotation %r has %d points and no area; it is passed over.',
+        *(self._path, name, len(corners)),
+      )
+    self._open = None
+
+  def _wrong(self, said: str) -> AnnotationError:
+    name = self._open.get('Name', '')
+    return AnnotationError(f'{self._path}: annotation {name!r} {said}.')
+
+
+def parse_colour(text: str) -> Colour | None:
+  """Of #RRGGBB; None if it is written in another way."""
+  found = re.fullmatch('#([0-9a-fA-F]{6})', text)
+  return tuple(bytes.fromhex(found[1])) if found else None
 
 
 def write_xml(path: str | os.PathLike, polygons: Sequence[Polygon]) -> None:
-  """Writes ASAP's XML; the file appears whole or not at all."""
+  """Writes ASAP's XML; the file appears whole or not at all.
+
+  ASAP knows no holes: they become rings of the group Exclusion or, where such
+  a ring would take away from another polygon too, part of the outer ring.
+  """
   root = ElementTree.Element('ASAP_Annotations')
   annotations = ElementTree.SubElement(root, 'Annotations')
-  for i, polygon in enumerate(polygons):
+  flat = list(_without_holes(polygons))
+  for i, polygon in enumerate(flat):
+    colour = polygon.colour or (
+      (0x64, 0xFE, 0x2E) if polygon.hole else (0xF4, 0xFA, 0x58)
+    )
     element = ElementTree.SubElement(
       annotations,
       'Annotation',
       Name=polygon.name or f'Annotation {i}',
       Type='Polygon',
       PartOfGroup=polygon.group,
-      Color='#64FE2E' if polygon.hole else '#F4FA58',
+      Color=f'#{bytes(colour).hex().upper()}',
     )
     ring = ElementTree.SubElement(element, 'Coordinates')
-    for order, (x, y) in enumerate(polygon.points):
+    for order, (x, y) in enumerate(polygon.points.tolist()):
       ElementTree.SubElement(
-        ring, 'Coordinate', Order=str(order), X=f'{x:.2f}', Y=f'{y:.2f}'
+        ring, 'Coordinate', Order=str(order), X=str(x), Y=str(y)
       )
   groups = ElementTree.SubElement(root, 'AnnotationGroups')
-  for name in sorted({polygon.group for polygon in polygons}):
+  for name in sorted({polygon.group for polygon in flat}):
     ElementTree.SubElement(
       groups, 'Group', Name=name, PartOfGroup='None', Color='#64FE2E'
     )
@@ -112,6 +215,31 @@ def write_xml(path: str | os.PathLike, polygons: Sequence[Polygon]) -> None:
   os.replace(temporary, path)
 
 
+def _without_holes(polygons: Sequence[Polygon]) -> Iterator[Polygon]:
+  """The same regions, as rings of their own."""
+  lesions = np.array([p.bounds for p in polygons if not p.hole]).reshape(-1, 4)
+  for polygon in polygons:
+    points, exclusions = polygon.points, []
+    for hole in polygon.holes:
+      ring = Polygon(hole, 'Exclusion', f'{polygon.name} hole'.strip())
+      # Of the lesions that it meets one is the polygon itself.
+      if polygon.hole or np.sum(_meet(ring.bounds, lesions.T)) > 1:
+        # There and back on the same line, which then encloses nothing.
+        corner = polygon.points[:1]
+        points = np.concatenate([points, corner, hole, hole[:1]])
+      else:
+        exclusions.append(ring)
+    yield dataclasses.replace(polygon, points=points, holes=())
+    yield from exclusions
+
+
+def _meet(box: Sequence[float], others: np.ndarray) -> np.ndarray:
+  """Which others, of (left, top, right, bottom), share a point with a box."""
+  left, top, right, bottom = others
+  across = (box[0] <= right) & (left <= box[2])
+  return across & (box[1] <= bottom) & (top <= box[3])
+
+
 def rasterise(
   polygons: Sequence[Polygon],
   width: int,
@@ -120,26 +248,33 @@ def rasterise(
   y: float = 0.0,
   downsample: float | tuple[float, float] = 1.0,
 ) -> Bool[np.ndarray, 'height width']:
-  """Which pixels have their centre in a polygon and in no hole.
+  """Which pixels have their centre in a lesion and in no exclusion.
 
   The mask begins at x and y of level 0; its pixels are `downsample` wide and
   high. A ring that crosses itself is filled by the even-odd rule.
   """
   origin, scale = np.array([x, y]), np.broadcast_to(downsample, 2)
+  frame = (x, y, *(origin + scale * (width, height)))
+  bounds = np.array([p.bounds for p in polygons]).reshape(-1, 4)
+  (near,) = np.nonzero(_meet(frame, bounds.T))
   inside = np.zeros((height, width), bool)
-  for polygon in sorted(polygons, key=lambda polygon: polygon.hole):
-    points = (polygon.points - origin) / scale
-    # Only the box around the ring is worked on.
-    low = np.clip(np.floor(points.min(0)), 0, (width, height)).astype(int)
-    high = np.clip(np.ceil(points.max(0)), 0, (width, height)).astype(int)
-    if (high <= low).any():
-      continue
-    part = inside[low[1] : high[1], low[0] : high[0]]
-    ring = _fill(points - low, *(high - low))
-    if polygon.hole:
-      part &= ~ring
-    else:
-      part |= ring
+  if not len(near):
+    return inside
+  # Only the box around the polygons is worked on.
+  bounds = bounds[near]
+  low = np.floor((bounds[:, :2].min(0) - origin) / scale)
+  high = np.ceil((bounds[:, 2:].max(0) - origin) / scale)
+  left, top = np.clip(low, 0, (width, height)).astype(int).tolist()
+  right, bottom = np.clip(high, 0, (width, height)).astype(int).tolist()
+  lesions, exclusions = [], []
+  for polygon in [polygons[i] for i in near]:
+    rings = [(ring - origin) / scale - (left, top) for ring in polygon.rings]
+    kind = exclusions if polygon.hole else lesions
+    kind.append(scanline.Shape(rings[0], tuple(rings[1:])))
+  part = scanline.fill(lesions, right - left, bottom - top)
+  if exclusions:
+    part &= ~scanline.fill(exclusions, right - left, bottom - top)
+  inside[top:bottom, left:right] = part
   return inside
 
 
@@ -153,49 +288,20 @@ def lesion_mask(
   return grid.Mask(pixels, tuple(size))
 
 
-def _fill(
-  points: Float[np.ndarray, 'points 2'], width: int, height: int
-) -> Bool[np.ndarray, 'height width']:
-  """Even-odd scan conversion: each crossing flips the pixels right of it."""
-  flips = np.zeros(height * (width + 1), np.uint8)
-  start, stop = points, np.roll(points, -1, axis=0)
-  first, last = np.minimum(start, stop)[:, 1], np.maximum(start, stop)[:, 1]
-  # Rows whose centre, row + 1/2, lies in [first, last).
-  first = np.clip(np.ceil(first - 0.5), 0, height).astype(np.int64)
-  last = np.clip(np.ceil(last - 0.5), 0, height).astype(np.int64)
-  for edges in _chunks(last - first):
-    count = (last - first)[edges]
-    edge = np.repeat(np.arange(len(points))[edges], count)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
-    row += first[edge]
-    run, rise = (stop - start)[edge].T
-    crossing = start[edge, 0] + (row + 0.5 - start[edge, 1]) * run / rise
-    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
-    np.bitwise_xor.at(flips, row * (width + 1) + column, 1)
-  flips = flips.reshape(height, width + 1)[:, :width]
-  return np.bitwise_xor.accumulate(flips, axis=1).astype(bool)
-
-
-def _chunks(counts: np.ndarray) -> list[slice]:
-  """Slices of about CHUNK in sum; an edge alone may have more."""
-  group = np.cumsum(counts) // CHUNK
-  cuts = np.flatnonzero(np.diff(group)) + 1
-  edges = [0, *cuts.tolist(), len(counts)]
-  return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
-
-
 def outlines(
   level: Float[np.ndarray, 'height width'],
   downsample: float | tuple[float, float] = 1.0,
   group: str = 'Tumor',
 ) -> list[Polygon]:
-  """Rings around where `level`, sampled at pixel centres, is above 0.
+  """Polygons around where `level`, sampled at pixel centres, is above 0.
 
-  Outer rings belong to `group`, the holes in them to `Exclusion`.
+  NaN is not above 0. What lies in a hole is a polygon of its own.
   """
   # A border below 0 closes rings that would leave the picture.
-  below = min(-abs(float(level.min())), -1e-3)
+  known = level[~np.isnan(level)]
+  below = min(-abs(float(known.min())) if known.size else 0.0, -1e-3)
   level = np.pad(level.astype(np.float64), 1, constant_values=below)
+  level[np.isnan(level)] = below
   generator = contourpy.contour_generator(
     z=level, fill_type=contourpy.FillType.OuterOffset
   )
@@ -203,7 +309,10 @@ def outlines(
   scale = np.broadcast_to(downsample, 2)
   polygons = []
   for ring, offset in zip(points, offsets, strict=True):
-    for i, (a, b) in enumerate(zip(offset, offset[1:], strict=False)):
-      corners = (ring[a : b - 1] - 0.5) * scale  # The last repeats the first.
-      polygons.append(Polygon(corners, 'Exclusion' if i else group))
+    # The last point of each repeats its first.
+    rings = [
+      (ring[a : b - 1] - 0.5) * scale
+      for a, b in zip(offset, offset[1:], strict=False)
+    ]
+    polygons.append(Polygon(rings[0], group, holes=tuple(rings[1:])))
   return polygons

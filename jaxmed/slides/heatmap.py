@@ -98,8 +98,8 @@ def draw_overlay(
   if threshold is not None:
     above = np.where(np.isfinite(values), values, -np.inf) > threshold
     _outline(axes, above, scores.size, '#19d3f3', 1.3)
-  for polygon in polygons:
-    ring = np.concatenate([polygon.points, polygon.points[:1]])
+  for ring in (ring for polygon in polygons for ring in polygon.rings):
+    ring = np.concatenate([ring, ring[:1]])
     axes.plot(*ring.T, color='black', linewidth=3.2)
     axes.plot(*ring.T, color='white', linewidth=1.6)
   axes.set_xlim(0, scores.size[0])

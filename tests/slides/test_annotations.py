@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage import draw
 
-from jaxmed.slides import annotations
+from jaxmed.slides import annotations, scanline
 from jaxmed.slides.annotations import Polygon
 
 
@@ -65,7 +65,7 @@ def test_chunks_change_nothing(monkeypatch):
   rng = np.random.default_rng(1)
   ring = Polygon(rng.uniform(0, 200, (300, 2)))
   once = annotations.rasterise([ring], 200, 200)
-  monkeypatch.setattr(annotations, 'CHUNK', 64)
+  monkeypatch.setattr(scanline, 'CHUNK', 64)
   assert (annotations.rasterise([ring], 200, 200) == once).all()
 
 
@@ -137,7 +137,7 @@ def test_outlines_enclose_what_they_were_drawn_around():
   level = 25.0 - np.hypot(y - 40, x - 30)
   level = np.where(np.hypot(y - 40, x - 30) < 8, -5.0, level)
   level = np.maximum(level, 30.0 - np.hypot(y - 30, x - 99))  # At the border.
-  rings = annotations.outlines(level, 2.0)
-  assert sorted(ring.hole for ring in rings) == [False, False, True]
-  mask = annotations.rasterise(rings, 100, 80, downsample=2)
+  polygons = annotations.outlines(level, 2.0)
+  assert sorted(len(polygon.holes) for polygon in polygons) == [0, 1]
+  mask = annotations.rasterise(polygons, 100, 80, downsample=2)
   assert (mask != (level > 0)).mean() < 0.01
