@@ -49,6 +49,8 @@ TOP = {
   'score_files',
   'score_records',
   'score_slides',
+  'tile',
+  'tile_command',
 }
 BARRED = ('tensorflow', 'torch', 'torchvision')
 FORBIDDEN = re.compile(r'(util|helper|common|manager|engine|misc|tool|base)s?')

@@ -37,6 +37,7 @@ COLUMNS: dict[str, tuple[pa.DataType, Any]] = {
   'lesion': (pa.float32(), NAN),
   'domain': (pa.string(), ''),
   'kind': (pa.string(), ''),
+  'draw': (pa.int32(), -1),  # Place in the order of a random draw.
 }
 
 

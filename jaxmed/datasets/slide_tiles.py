@@ -38,6 +38,7 @@ class Tiling:
     quality: of a JPEG.
     passthrough: whether a JPEG tile of the file stays as it is, where it
       is just what is wanted.
+    method: of `slides.tissue.tissue_mask`.
   """
 
   size: int
@@ -47,6 +48,7 @@ class Tiling:
   format: str = 'jpeg'
   quality: int = 90
   passthrough: bool = True
+  method: str = 'stain'
 
   def scale(self, slide: reader.Slide) -> float:
     """Pixels of level 0 per pixel of a tile; 1 if it is nearly that."""
@@ -73,26 +75,42 @@ class Tiles:
     x, y: of a tile's upper left corner.
     tissue: share of a tile's area.
     lesion: share of its pixels whose centre an annotation covers.
+    draw: place in the order in which tiles were drawn; -1: they were not.
   """
 
   x: Int32[np.ndarray, 'n']
   y: Int32[np.ndarray, 'n']
   tissue: Float32[np.ndarray, 'n']
   lesion: Float32[np.ndarray, 'n']
+  draw: Int32[np.ndarray, 'n']
 
   def __len__(self) -> int:
     return len(self.x)
 
   def __getitem__(self, which: np.ndarray) -> 'Tiles':
-    return Tiles(*(column[which] for column in self.columns()))
+    return Tiles(*(column[which] for column in vars(self).values()))
 
-  def columns(self) -> tuple[np.ndarray, ...]:
-    return self.x, self.y, self.tissue, self.lesion
+  def rows(self) -> Iterator[dict[str, Any]]:
+    """Each tile's columns of the index."""
+    columns = (column.tolist() for column in vars(self).values())
+    for values in zip(*columns, strict=True):
+      yield dict(zip(vars(self), values, strict=True))
+
+  @classmethod
+  def at(cls, x, y, tissue, lesion) -> 'Tiles':
+    """Tiles that were not drawn."""
+    draw = np.full(len(x), -1, np.int32)
+    return cls(
+      x.astype(np.int32),
+      y.astype(np.int32),
+      tissue.astype(np.float32),
+      lesion.astype(np.float32),
+      draw,
+    )
 
   @classmethod
   def none(cls) -> 'Tiles':
-    place, share = np.zeros(0, np.int32), np.zeros(0, np.float32)
-    return cls(place, place, share, share)
+    return cls.at(*4 * [np.zeros(0)])
 
 
 def survey(
@@ -102,7 +120,7 @@ def survey(
   scale = tiling.scale(slide)
   stride = round((tiling.stride or tiling.size) * scale)
   tiles = grid.tile_grid(slide.size, round(tiling.size * scale), stride)
-  covered = grid.coverage(tissue.tissue_mask(slide), tiles)
+  covered = grid.coverage(tissue.tissue_mask(slide, tiling.method), tiles)
   chosen = covered >= tiling.least_tissue
   row, column = np.nonzero(chosen)
   x, y = tiles.x[column], tiles.y[row]
@@ -110,7 +128,7 @@ def survey(
   near = _near_lesion(slide, polygons, tiles)[chosen]
   for i in np.flatnonzero(near).tolist():
     lesion[i] = _inside(polygons, x[i], y[i], tiling.size, scale).mean()
-  return Tiles(x, y, covered[chosen], lesion)
+  return Tiles.at(x, y, covered[chosen], lesion)
 
 
 def _near_lesion(
@@ -143,12 +161,11 @@ def read_tiles(
   """Tiles as examples; one that cannot be read is a failure.
 
   A tile is anomalous when an annotation covers any of its pixels; its mask
-  says which. `columns` holds what is true of the whole slide.
+  says which. `columns` holds what is true of the whole slide, and overrules.
   """
   scale = tiling.scale(slide)
-  for x, y, share, lesion in zip(
-    *(column.tolist() for column in tiles.columns()), strict=True
-  ):
+  for tile in tiles.rows():
+    x, y, lesion = tile['x'], tile['y'], tile['lesion']
     key = f'{columns["group"]}/{x}_{y}'
     try:
       image = _encoded(slide, x, y, scale, tiling)
@@ -160,18 +177,15 @@ def read_tiles(
       inside = _inside(polygons, x, y, tiling.size, scale)
       mask = images.encode_mask(inside)
     yield {
-      'label': int(lesion > 0),
-      'kind': 'lesion' if lesion else '',
-    } | columns | {
       'key': key,
       'image': image,
       'mask': mask,
-      'x': x,
-      'y': y,
       'level': 0,
       'mpp': slide.mpp * scale,
-      'tissue': share,
-      'lesion': lesion,
+      'label': int(lesion > 0),
+      'kind': 'lesion' if lesion else '',
+      **tile,
+      **columns,
     }
 
 

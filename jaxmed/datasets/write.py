@@ -48,7 +48,7 @@ from jaxmed.datasets.shards import COLUMNS, Failure, Job, Shard
 
 __all__ = ['Failure', 'Shard', 'builder', 'location', 'prepare']
 
-LAYOUT = 2  # Of the folder; another number prepares everything anew.
+LAYOUT = 3  # Of the folder; another number prepares everything anew.
 SPLITS = ('train', 'validation', 'test')
 SLIDES = {
   'group': pa.string(),

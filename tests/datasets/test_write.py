@@ -44,12 +44,12 @@ def test_it_is_an_ordinary_tfds_data_set(tmp_path):
   skip = {'image': tfds.decode.SkipDecoding()}
   assert found.info.citation == 'None.'
   assert str(found.info.version) == '1.2.0'
-  for split, shards in {'train': (0, 2), 'test': (1,)}.items():
+  for split, numbers in {'train': (0, 2), 'test': (1,)}.items():
     source = found.as_data_source(split, decoders=skip)
     expected = [
       example
-      for shard in shards
-      for example in pictures.examples(shard, {})
+      for number in numbers
+      for example in pictures.examples(number, {})
       if isinstance(example, dict)
     ]
     assert len(source) == len(expected)
@@ -161,7 +161,9 @@ def test_helpers_write_the_same_bytes(tmp_path, monkeypatch):
   monkeypatch.setattr(crew, 'cores', lambda: 3)
   here, write_shard = [], shards.write_shard
 
-  def slow(job, report):  # So that helpers, who start slowly, get something to do.
+  def slow(
+    job, report
+  ):  # So that helpers, who start slowly, get something to do.
     here.append(job)
     while not list(job.part.parent.iterdir()):
       time.sleep(0.05)
