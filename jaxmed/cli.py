@@ -2,11 +2,14 @@
 
 import argparse
 import functools
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from jaxmed import __version__, command, tile_command
+
+THUMBNAIL = 1600  # Pixels of its longer side.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     'Reads the files of a run and writes report.html beside them.',
   )
   _workdir(report)
+  _add_tissue(commands)
   _add(
     commands,
     'doctor',
@@ -129,6 +133,51 @@ def _add(commands, name, run, summary, description=''):
   )
   parser.set_defaults(run=run)
   return parser
+
+
+def _add_tissue(commands):
+  parser = _add(
+    commands,
+    'tissue',
+    _tissue,
+    'find the tissue of a slide and show it',
+    'Draws an outline around the tissue on a thumbnail of the slide, fades '
+    'all else, and prints what share of the slide is tissue.',
+  )
+  parser.add_argument(
+    'slide', type=pathlib.Path, metavar='SLIDE', help='that OpenSlide reads'
+  )
+  parser.add_argument(
+    '--out', required=True, type=_png, metavar='PNG', help='where to draw it'
+  )
+  parser.add_argument(
+    '--mask', type=_png, metavar='PNG', help='where to write the bare mask'
+  )
+  parser.add_argument(
+    '--method',
+    default='stain',
+    metavar='NAME',
+    help='stain (the default), codait or otsu',
+  )
+  parser.add_argument(
+    '--mask-mpp',
+    type=float,
+    metavar='UM',
+    help='micrometres per pixel of the mask, in place of what the method was '
+    'made for',
+  )
+  parser.add_argument(
+    '--mpp',
+    type=float,
+    metavar='UM',
+    help='micrometres per pixel of the slide, in place of what it says',
+  )
+
+
+def _png(path: str) -> pathlib.Path:
+  if not path.lower().endswith('.png'):
+    raise argparse.ArgumentTypeError(f'{path} does not end in .png')
+  return pathlib.Path(path)
 
 
 def _workdir(parser):
@@ -174,6 +223,34 @@ def _report(parsed) -> None:
   from jaxmed.report import write_report
 
   print(f'Report: {write_report(parsed.workdir)}')
+
+
+def _tissue(parsed) -> None:
+  from PIL import Image
+
+  from jaxmed.errors import UserError
+  from jaxmed.slides import heatmap, reader, tissue
+
+  try:
+    with reader.open_slide(parsed.slide, parsed.mpp) as slide:
+      mask = tissue.tissue_mask(slide, parsed.method, parsed.mask_mpp)
+      picture = tissue.outlined(slide.thumbnail(THUMBNAIL), mask)
+      area = math.prod((*slide.size, *slide.mpp_xy)) / 1e6
+  except reader.TileError as error:
+    raise UserError(f'{error}.') from error
+  try:
+    heatmap.save_overlay(parsed.out, Image.fromarray(picture))
+    if parsed.mask:
+      heatmap.save_overlay(parsed.mask, Image.fromarray(mask.pixels))
+  except OSError as error:
+    raise UserError(
+      f"{error.filename} can't be written: {error.strerror}."
+    ) from error
+  share = float(mask.pixels.mean())
+  print(
+    f'Tissue: {share:.1%} of the slide, {share * area:.4g} of {area:.4g} mm2'
+  )
+  print(f'Outline: {parsed.out}')
 
 
 def _doctor(parsed) -> int:
