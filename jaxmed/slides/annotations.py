@@ -298,8 +298,8 @@ def outlines(
   NaN is not above 0. What lies in a hole is a polygon of its own.
   """
   # A border below 0 closes rings that would leave the picture.
-  known = level[~np.isnan(level)]
-  below = min(-abs(float(known.min())) if known.size else 0.0, -1e-3)
+  lowest = float(np.fmin.reduce(level, axis=None))
+  below = -1.0 if math.isnan(lowest) else min(-abs(lowest), -1e-3)
   level = np.pad(level.astype(np.float64), 1, constant_values=below)
   level[np.isnan(level)] = below
   generator = contourpy.contour_generator(

@@ -1,0 +1,131 @@
+"""Finds a slide's annotation among files, and reads it whatever its format."""
+
+import math
+import os
+import pathlib
+from collections.abc import Collection, Iterable
+
+from absl import logging
+
+from jaxmed.slides import geojson, masks
+from jaxmed.slides.annotations import AnnotationError, Polygon, read_xml
+
+OUTLINES = {
+  '.xml': read_xml,
+  '.geojson': geojson.read_geojson,
+  '.json': geojson.read_geojson,
+}
+MASKS = ('.tif', '.tiff')
+ENDINGS = (
+  *OUTLINES,
+  *(f'{word}{suffix}' for word in ('_mask', '_Mask') for suffix in MASKS),
+)
+NEUTRAL = ('region*',)  # QuPath's class for an area that is looked at.
+TRACED = 1 << 24  # Pixels of a mask that becomes polygons, at most.
+
+
+def find_annotation(
+  folder: str | os.PathLike, slide: str | os.PathLike
+) -> pathlib.Path | None:
+  """The one file in the folder that belongs to a slide, if there is any.
+
+  For a.svs it is a.xml, a.geojson, a.json, a_mask.tif or a_Mask.tif (.tiff).
+  """
+  folder, stem = pathlib.Path(folder), pathlib.Path(slide).stem
+  if not folder.is_dir():
+    raise AnnotationError(f'There is no folder of annotations at {folder}.')
+  found = {}
+  for ending in ENDINGS:
+    path = folder / f'{stem}{ending}'
+    if path.is_file():  # Once, even where the case of letters is ignored.
+      found.setdefault(path.stat().st_ino, path)
+  if len(found) > 1:
+    first, second, *_ = found.values()
+    raise AnnotationError(
+      f'{slide} has two annotations, {first} and {second}; keep one of them.'
+    )
+  return next(iter(found.values()), None)
+
+
+def without_slide(
+  folder: str | os.PathLike, slides: Iterable[str | os.PathLike]
+) -> list[AnnotationError]:
+  """An error for each annotation in the folder that belongs to no slide."""
+  stems = {pathlib.Path(slide).stem for slide in slides}
+  return [
+    AnnotationError(
+      f'{path} belongs to no slide: there is none that is named {stem}.'
+    )
+    for path in sorted(pathlib.Path(folder).iterdir())
+    if (stem := _stem(path)) is not None and stem not in stems
+  ]
+
+
+def _stem(path: pathlib.Path) -> str | None:
+  """The name of the slide that a file's name says it belongs to."""
+  for ending in ENDINGS:
+    if path.name.endswith(ending):
+      return path.name.removesuffix(ending)
+  return None
+
+
+def read_annotation(
+  path: str | os.PathLike,
+  size: tuple[int, int] | None = None,
+  groups: Collection[str] | None = None,
+) -> list[Polygon]:
+  """The polygons of ASAP's XML, of GeoJSON or of a mask, by the suffix.
+
+  size: (width, height) of the slide. With it polygons that lie beside the
+    slide are an error; a mask can't be read without it.
+  groups: which are lesions; all, unless given, but QuPath's Region*. Those
+    that take away are always read.
+  """
+  path = pathlib.Path(path)
+  suffix = path.suffix.lower()
+  if suffix in OUTLINES:
+    polygons = OUTLINES[suffix](path)
+  elif suffix in MASKS:
+    polygons = _traced(path, size)
+  else:
+    raise AnnotationError(
+      f'{path} is no annotation: expected one of {", ".join(OUTLINES)}, or a '
+      'mask in .tif.'
+    )
+  if size:
+    _check_inside(path, polygons, size)
+  polygons = [p for p in polygons if p.hole or _is_lesion(p, groups)]
+  if all(polygon.hole for polygon in polygons):
+    logging.warning('%s marks no lesion.', path)
+  return polygons
+
+
+def _is_lesion(polygon: Polygon, groups: Collection[str] | None) -> bool:
+  group = polygon.group.lower()
+  if groups is None:
+    return group not in NEUTRAL
+  return group in {wanted.lower() for wanted in groups}
+
+
+def _traced(path: pathlib.Path, size: tuple[int, int] | None) -> list[Polygon]:
+  """A mask's polygons, as fine as memory allows."""
+  if size is None:
+    raise AnnotationError(
+      f"{path} is a mask: it can't be read without the size of its slide."
+    )
+  reduction = math.log2(max(1.0, math.prod(size) / TRACED)) / 2
+  return masks.trace(masks.read_mask(path, size, 2 ** math.ceil(reduction)))
+
+
+def _check_inside(
+  path: pathlib.Path, polygons: list[Polygon], size: tuple[int, int]
+) -> None:
+  width, height = size
+  for polygon in polygons:
+    left, top, right, bottom = polygon.bounds
+    if left >= width or top >= height or right <= 0 or bottom <= 0:
+      raise AnnotationError(
+        f'{path}: annotation {polygon.name!r} lies outside the slide, at x '
+        f'{left:.0f} to {right:.0f} and y {top:.0f} to {bottom:.0f} of '
+        f'{width} x {height}; is it of another slide, or of another level?'
+      )

@@ -1,0 +1,144 @@
+"""Masks of lesions in TIFF: 1 or 255 where a lesion is, 0 elsewhere.
+
+A mask spans its slide, at the slide's resolution or a coarser one, often as a
+pyramid of many gigabytes once decoded. Only pixels that are asked for are
+kept, one tile at a time.
+"""
+
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import tifffile
+from scipy import ndimage
+
+from jaxmed.slides import grid
+from jaxmed.slides.annotations import AnnotationError, Polygon, outlines
+
+PIECE_BYTES = 128 << 20  # Of one decoded tile or strip, at most.
+READ_BYTES = 16 << 20  # Of compressed tiles, at a time.
+MARKS = (1, 255)  # ASAP writes 1, the official masks of Camelyon16 have 255.
+
+
+def read_mask(
+  path: str | os.PathLike, size: tuple[int, int], downsample: float
+) -> grid.Mask:
+  """The mask of a slide of this (width, height), reduced `downsample` times.
+
+  A pixel is marked where the mask is at its centre. That is looked up in the
+  coarsest level of the pyramid that is as fine as what was asked for; of
+  several channels the first counts.
+  """
+  path = pathlib.Path(path)
+  logging.getLogger('tifffile').setLevel(logging.CRITICAL)
+  shape = tuple(math.ceil(side / downsample) for side in size[::-1])
+  try:
+    with tifffile.TiffFile(path) as tiff:
+      levels = _levels(path, list(_pages(tiff)), size)
+      fine = [p for p in levels if p.imagelength >= shape[0]]
+      return grid.Mask(_sample(path, (fine or levels)[-1], shape), tuple(size))
+  except AnnotationError:
+    raise
+  except FileNotFoundError as error:
+    raise AnnotationError(f'There is no annotation at {path}.') from error
+  except Exception as error:  # Codecs and tifffile have errors of many types.
+    raise AnnotationError(
+      f"{path} can't be read as a mask in TIFF ({error})."
+    ) from error
+
+
+def _pages(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+  """All of a file, also those that hang on others."""
+  for page in tiff.pages:
+    yield page
+    yield from page.pages or ()
+
+
+def _levels(
+  path: pathlib.Path, pages: list, size: tuple[int, int]
+) -> list[tifffile.TiffPage]:
+  """The pages that span the slide, finest first."""
+  width, height = size
+  # Where sides are rounded, either may be wrong by a pixel.
+  levels = [
+    page
+    for page in pages
+    if abs(page.imagewidth / width - page.imagelength / height)
+    <= 1.01 / min(size)
+  ]
+  if not levels:
+    found = [f'{page.imagewidth} x {page.imagelength}' for page in pages[:3]]
+    raise AnnotationError(
+      f'{path} has {", ".join(found) or "no pixels"}, which is not of the '
+      f'shape of its slide, {width} x {height}; is it the mask of another one?'
+    )
+  levels.sort(key=lambda page: -page.imagewidth)
+  alike = [p for p in levels if p.samplesperpixel == levels[0].samplesperpixel]
+  return [_checked(path, page) for page in alike]
+
+
+def _checked(path: pathlib.Path, page: tifffile.TiffPage) -> tifffile.TiffPage:
+  if page.dtype is None or page.dtype.kind not in 'bui':
+    raise AnnotationError(
+      f'{path} has pixels of type {page.dtype}, expected whole numbers.'
+    )
+  piece = page.chunks[-3:] if page.planarconfig == 1 else page.chunks[-2:]
+  bytes_ = math.prod(piece) * page.dtype.itemsize
+  if bytes_ > PIECE_BYTES:
+    raise AnnotationError(
+      f'{path} has pieces of {bytes_ >> 20} MB; save it in tiles, at most '
+      f'{PIECE_BYTES >> 20} MB each.'
+    )
+  return page
+
+
+def _sample(
+  path: pathlib.Path, page: tifffile.TiffPage, shape: tuple[int, int]
+) -> np.ndarray:
+  """Which pixels of a picture of this shape have their centre on a mark."""
+  rows, columns = (
+    ((np.arange(side) + 0.5) * whole / side).astype(np.int64)
+    for side, whole in zip(
+      shape, (page.imagelength, page.imagewidth), strict=True
+    )
+  )
+  marked = np.zeros(shape, bool)
+  seen = set()
+
+  def take(piece) -> None:
+    """Keeps a decoded piece's part, in the thread that has decoded it."""
+    pixels, (channel, _, y, x, _), (_, height, width, _) = piece
+    if pixels is None or channel:  # A piece that is left out has zeros.
+      return
+    top, bottom = np.searchsorted(rows, (y, y + height))
+    left, right = np.searchsorted(columns, (x, x + width))
+    pixels = pixels[0, rows[top:bottom] - y][:, columns[left:right] - x, 0]
+    if pixels.any():
+      seen.update(np.unique(pixels).tolist())
+      marked[top:bottom, left:right] = pixels != 0
+
+  for _ in page.segments(func=take, buffersize=READ_BYTES):
+    pass
+  seen -= {0}
+  if len(seen) > 1 or not seen <= set(MARKS):
+    raise AnnotationError(
+      f'{path} has pixels of {", ".join(map(str, sorted(seen)[:8]))}; a mask '
+      'has 0 and either 1 or 255, stored without loss.'
+    )
+  return marked
+
+
+def trace(mask: grid.Mask, group: str = 'Tumor') -> list[Polygon]:
+  """Polygons around what is marked, each in one piece."""
+  labels, _ = ndimage.label(mask.pixels)
+  polygons = []
+  for label, box in enumerate(ndimage.find_objects(labels), start=1):
+    level = np.where(labels[box] == label, np.float32(0.5), np.float32(-0.5))
+    origin = np.array([box[1].start, box[0].start]) * mask.downsample
+    for polygon in outlines(level, mask.downsample):
+      outer, *holes = (ring + origin for ring in polygon.rings)
+      polygons.append(Polygon(outer, group, holes=tuple(holes)))
+  return polygons
