@@ -6,7 +6,6 @@ one `pread` and one call of the codec, both of which let other threads run.
 
 import collections
 import dataclasses
-import logging
 import os
 import pathlib
 import re
@@ -16,11 +15,12 @@ from collections.abc import Iterator, Sequence
 import imagecodecs
 import numpy as np
 import tifffile
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt64
 
 from jaxmed.slides import jpeg_stream
 
 CACHE_BYTES = 32 << 20  # Of decoded tiles: neighbouring regions share them.
+SEEN = 1 << 16  # Tiles that are remembered to have been read.
 START_OF_SCAN = b'\xff\xda'
 END_OF_IMAGE = b'\xff\xd9'
 # In a scan 0xff is followed by 0, a restart marker or another 0xff.
@@ -42,6 +42,20 @@ class Tile:
   width: int
   height: int
 
+  def spans(self, x: int, y: int, width: int, height: int) -> bool:
+    """Whether the region is this tile."""
+    return (x, y, width, height) == (self.x, self.y, self.width, self.height)
+
+  def inside(self, region: np.ndarray, x: int, y: int) -> bool:
+    """Whether a region that begins at x and y has all of this tile."""
+    height, width = region.shape[:2]
+    return (
+      x <= self.x
+      and y <= self.y
+      and self.x + self.width <= x + width
+      and self.y + self.height <= y + height
+    )
+
   def copy(
     self, pixels: np.ndarray, region: np.ndarray, x: int, y: int
   ) -> None:
@@ -54,28 +68,8 @@ class Tile:
     ]
 
 
-def open_tiles(
-  path: pathlib.Path, sizes: Sequence[tuple[int, int]]
-) -> 'Tiles | None':
-  """The tiles of levels of these (width, height), where all are plain JPEG.
-
-  None where a level is anything else: then OpenSlide reads the slide.
-  """
-  logging.getLogger('tifffile').setLevel(logging.CRITICAL)
-  try:
-    with tifffile.TiffFile(path) as tiff:
-      pages = {}
-      for page in tiff.pages:
-        pages.setdefault((page.imagewidth, page.imagelength), page)
-      chosen = [pages.get(tuple(size)) for size in sizes]
-      if not all(page is not None and _plain(page) for page in chosen):
-        return None
-      return Tiles(path, [_Plane.of(page) for page in chosen])
-  except (tifffile.TiffFileError, OSError, ValueError, KeyError):
-    return None
-
-
-def _plain(page: tifffile.TiffPage) -> bool:
+def is_plain(page: tifffile.TiffPage) -> bool:
+  """Whether its tiles are JPEG in three colours, which `Tiles` decodes."""
   return (
     page.is_tiled
     and page.compression == tifffile.COMPRESSION.JPEG
@@ -88,30 +82,32 @@ def _plain(page: tifffile.TiffPage) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plane:
+class Plane:
   """What is needed to find and decode the tiles of one level."""
 
   width: int
   height: int
   tile_width: int
   tile_height: int
-  offsets: tuple[int, ...]
-  counts: tuple[int, ...]
+  offsets: UInt64[np.ndarray, 'tiles']
+  counts: UInt64[np.ndarray, 'tiles']
   tables: bytes | None
   colour: str  # In which the JPEG stores its pixels.
+  sparse: bool  # Whether a tile without bytes shows the background.
 
   @classmethod
-  def of(cls, page: tifffile.TiffPage) -> '_Plane':
+  def of(cls, page: tifffile.TiffPage, sparse: bool = False) -> 'Plane':
     ycbcr = page.photometric == tifffile.PHOTOMETRIC.YCBCR
     return cls(
       page.imagewidth,
       page.imagelength,
       page.tilewidth,
       page.tilelength,
-      tuple(page.dataoffsets),
-      tuple(page.databytecounts),
+      np.array(page.dataoffsets, np.uint64),
+      np.array(page.databytecounts, np.uint64),
       page.jpegtables,
       'YCBCR' if ycbcr else 'RGB',
+      sparse,
     )
 
   def decode(self, data: bytes) -> UInt8[np.ndarray, 'height width 3']:
@@ -121,16 +117,24 @@ class _Plane:
 
 
 class Tiles:
-  """Decoded tiles of all levels, the latest of them kept."""
+  """Decoded tiles of all levels, those kept that are likely needed again."""
 
-  def __init__(self, path: pathlib.Path, planes: Sequence[_Plane]):
-    self._planes = planes
+  def __init__(
+    self,
+    path: pathlib.Path,
+    planes: Sequence[Plane],
+    background: tuple[int, int, int] = (255, 255, 255),
+  ):
+    self._planes, self._background = planes, background
     self._file = os.open(path, os.O_RDONLY)
     self._lock = threading.Lock()
     self._cache, self._cached = collections.OrderedDict(), 0
+    self._seen: set[tuple[int, int]] = set()
 
   def close(self) -> None:
-    os.close(self._file)
+    if self._file >= 0:
+      os.close(self._file)
+      self._file = -1
 
   def covering(
     self, level: int, x: int, y: int, width: int, height: int
@@ -152,21 +156,51 @@ class Tiles:
           min(plane.tile_height, plane.height - top),
         )
 
-  def read(self, tile: Tile) -> UInt8[np.ndarray, 'height width 3']:
-    """A tile's pixels; at the right and lower border with its padding."""
+  def take(self, tile: Tile) -> UInt8[np.ndarray, 'height width 3']:
+    """A tile's pixels, as the caller's own."""
+    kept = self._kept(tile)
+    pixels = self._decode(tile) if kept is None else kept.copy()
+    return pixels[: tile.height, : tile.width]
+
+  def copy(self, tile: Tile, region: np.ndarray, x: int, y: int) -> None:
+    """Copies what a tile has of a region that begins at x and y.
+
+    A tile that is wholly in the region is needed but once, where regions don't
+    overlap. Where they do it comes again, and is kept from then on: memory
+    for it costs as much as a good part of its decoding.
+    """
+    pixels = self._kept(tile)
+    if pixels is None:
+      pixels = self._decode(tile)
+      with self._lock:
+        if not tile.inside(region, x, y) or self._again(tile):
+          self._keep(tile, pixels)
+    tile.copy(pixels, region, x, y)
+
+  def _kept(self, tile: Tile) -> np.ndarray | None:
     key = tile.level, tile.index
     with self._lock:
       if key in self._cache:
         self._cache.move_to_end(key)
-        return self._cache[key]
-    pixels = self._decode(tile)
-    with self._lock:
-      if key not in self._cache:
-        self._cache[key] = pixels
-        self._cached += pixels.nbytes
-        while self._cached > CACHE_BYTES:
-          self._cached -= self._cache.popitem(last=False)[1].nbytes
-    return pixels
+      return self._cache.get(key)
+
+  def _again(self, tile: Tile) -> bool:
+    """Whether a tile has been asked for before, of late."""
+    key = tile.level, tile.index
+    if key in self._seen:
+      return True
+    if len(self._seen) >= SEEN:
+      self._seen.clear()
+    self._seen.add(key)
+    return False
+
+  def _keep(self, tile: Tile, pixels: np.ndarray) -> None:
+    key = tile.level, tile.index
+    if key not in self._cache:
+      self._cache[key] = pixels
+      self._cached += pixels.nbytes
+      while self._cached > CACHE_BYTES:
+        self._cached -= self._cache.popitem(last=False)[1].nbytes
 
   def encoded(self, tile: Tile) -> bytes:
     """A tile as a JPEG file, its pixels coded as they are here."""
@@ -181,10 +215,13 @@ class Tiles:
 
   def _decode(self, tile: Tile) -> UInt8[np.ndarray, 'height width 3']:
     plane = self._planes[tile.level]
+    shape = plane.tile_height, plane.tile_width, 3
     if tile.index >= len(plane.offsets):
       raise DecodeError('the file lists too few tiles')
-    count = plane.counts[tile.index]
-    data = os.pread(self._file, count, plane.offsets[tile.index])
+    count = int(plane.counts[tile.index])
+    if plane.sparse and not count:
+      return np.full(shape, self._background, np.uint8)
+    data = os.pread(self._file, count, int(plane.offsets[tile.index]))
     if not count or len(data) < count:
       raise DecodeError(f'{len(data)} bytes of {count} are there')
     check_markers(data)
@@ -197,9 +234,8 @@ class Tiles:
       raise DecodeError(str(error)) from error
     if not whole:
       raise DecodeError('its JPEG ends too soon')
-    expected = (plane.tile_height, plane.tile_width, 3)
-    if pixels.shape != expected:
-      raise DecodeError(f'its JPEG is {pixels.shape}, expected {expected}')
+    if pixels.shape != shape:
+      raise DecodeError(f'its JPEG is {pixels.shape}, expected {shape}')
     return pixels
 
 

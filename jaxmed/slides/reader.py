@@ -1,29 +1,40 @@
 """Opens whole-slide images and reads regions of them.
 
-OpenSlide reads every format that it knows. Where a slide's levels are tiled
-JPEG (Aperio's SVS, plain pyramidal TIFF), its tiles are decoded directly,
-which gives the same pixels several times faster. A tile that can't be read is
-an error that carries its place; it never becomes white pixels.
+OpenSlide reads every format that it knows, and plain TIFF, OME-TIFF, PNG and
+JPEG are slides too. All that happens in helper processes, so that a file on
+which a library aborts or hangs is an error like any other. Where a slide's
+levels are tiled JPEG (Aperio's SVS, Philips's and plain pyramidal TIFF), its
+tiles are decoded here, which gives the same pixels several times faster. A
+tile that can't be read is an error that carries its place; it never becomes
+white pixels.
 Label and macro images, which may carry a patient's name, are never touched.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
-import threading
+import stat
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
-import openslide
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from jaxmed import errors
-from jaxmed.slides import jpeg
+from jaxmed.slides import formats, guard, icc, jpeg, resample
 
 BAND_BYTES = 64 << 20  # Of a level that is reduced to an overview at a time.
+PIECE = 1 << 22  # Pixels that a helper is asked for at once.
+SECONDS_A_PIXEL = 2e-6  # Of patience, beside guard.PATIENCE.
+MOST_LOST = 3  # Helpers that a slide may cost before it is given up.
+FINER = 1.25  # How much finer than level 0 a region may be interpolated.
+ASPECT = 0.02  # By which a level's reduction in x and in y may differ.
+HELPERS = guard.Pool(f'{formats.__name__}.{formats.Shelf.__name__}')
+_keys = itertools.count()
 
 
 class SlideError(errors.UserError):
@@ -52,12 +63,28 @@ class Level:
   downsample: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Region:
+  """Pixels at a scale that was asked for.
+
+  valid: which of them lie on the slide; the others have its background colour.
+  """
+
+  pixels: UInt8[np.ndarray, 'height width 3']
+  valid: Bool[np.ndarray, 'height width']
+
+
 @contextlib.contextmanager
 def open_slide(
-  path: str | os.PathLike, mpp: float | Sequence[float] | None = None
+  path: str | os.PathLike,
+  mpp: float | Sequence[float] | None = None,
+  icc: bool = False,
 ) -> Iterator['Slide']:
-  """Opens a slide; `mpp` in micrometres overrides what the file says."""
-  slide = Slide(path, mpp)
+  """Opens a slide; `mpp` in micrometres overrides what the file says.
+
+  With `icc` its pixels are converted from the scanner's colours to sRGB.
+  """
+  slide = Slide(path, mpp, icc=icc)
   try:
     yield slide
   finally:
@@ -71,6 +98,8 @@ class Slide:
   size: (width, height) of level 0 in pixels.
   mpp: micrometres per pixel of level 0; mpp_xy: the same in x and in y.
   levels: of the pyramid, finest first.
+  background: colour of what is not on the slide.
+  profile: the ICC profile of the scanner's colours, if the file has one.
   """
 
   def __init__(
@@ -78,22 +107,30 @@ class Slide:
     path: str | os.PathLike,
     mpp: float | Sequence[float] | None = None,
     direct: bool = True,
+    icc: bool = False,
   ):
     self.path = pathlib.Path(path)
-    self._whole = _OpenSlide(self.path)
+    self._key, self._lost = next(_keys), 0
+    self._absolute = os.path.abspath(path)
+    self._tiles = self._whole = None
+    facts = self._describe()
     try:
-      self.levels = self._whole.levels
+      self.levels = tuple(Level(*level) for level in facts.levels)
+      _check_levels(self.path, self.levels)
       self.size = self.levels[0].width, self.levels[0].height
-      self.mpp_xy = _mpp(self.path, mpp, self._whole.properties)
+      self.mpp_xy = _mpp(self.path, mpp, facts.mpp)
       self.mpp = math.sqrt(self.mpp_xy[0] * self.mpp_xy[1])
-      self.background = self._whole.background
-      self._tiles = None
-      if direct and self._whole.vendor in ('aperio', 'generic-tiff'):
-        sizes = [(level.width, level.height) for level in self.levels]
-        self._tiles = jpeg.open_tiles(self.path, sizes)
+      self.background, self.profile = facts.background, facts.profile
+      self._to_srgb = _to_srgb(self.path, self.profile) if icc else None
+      if facts.whole:
+        self._whole = self._read_whole()
+      elif direct and facts.planes:
+        self._tiles = jpeg.Tiles(self.path, facts.planes, self.background)
     except BaseException:
-      self._whole.close()
+      self.close()
       raise
+    if self.direct or facts.whole:
+      HELPERS.forget('forget', self._key)
 
   @property
   def direct(self) -> bool:
@@ -103,7 +140,7 @@ class Slide:
   def close(self) -> None:
     if self._tiles is not None:
       self._tiles.close()
-    self._whole.close()
+    HELPERS.forget('forget', self._key)
 
   def read(
     self, x: int, y: int, width: int, height: int, level: int = 0
@@ -119,14 +156,49 @@ class Slide:
       )
     plane = self.levels[level]
     left, top = round(x / plane.downsample), round(y / plane.downsample)
-    region = np.empty((height, width, 3), np.uint8)
-    region[:] = self.background
     x0, x1 = max(left, 0), min(left + width, plane.width)
     y0, y1 = max(top, 0), min(top + height, plane.height)
-    if x0 < x1 and y0 < y1:
-      inside = region[y0 - top : y1 - top, x0 - left : x1 - left]
-      self._fill(inside, x0, y0, level)
-    return region
+    if (x1 - x0, y1 - y0) == (width, height):
+      region = self._pixels(level, left, top, width, height)
+    else:
+      region = self._empty(width, height)
+      if x0 < x1 and y0 < y1:
+        inside = self._pixels(level, x0, y0, x1 - x0, y1 - y0)
+        region[y0 - top : y1 - top, x0 - left : x1 - left] = inside
+    return self._coloured(region)
+
+  def region(
+    self,
+    x: float,
+    y: float,
+    width: int,
+    height: int,
+    mpp: float,
+    unit: Literal['px', 'um'] = 'px',
+  ) -> Region:
+    """A region of width x height square pixels of `mpp` micrometres.
+
+    It begins at x and y in pixels of level 0, or in micrometres. Where a level
+    has this scale its pixels are given as they are, from the nearest one on;
+    else those of the next finer level are reduced, without aliasing.
+    """
+    if unit not in ('px', 'um'):
+      raise errors.unknown('unit', unit, ('px', 'um'))
+    if unit == 'um':
+      x, y = x / self.mpp_xy[0], y / self.mpp_xy[1]
+    level, steps = self._finer(mpp, (width, height))
+    plane = self.levels[level]
+    across, down = resample.snapped(
+      resample.Axis(x / plane.downsample, steps[0], width, plane.width),
+      resample.Axis(y / plane.downsample, steps[1], height, plane.height),
+    )
+    pixels = self._empty(width, height)
+    valid = down.valid[:, None] & across.valid[None, :]
+    if valid.any():
+      pixels[down.inner, across.inner] = resample.resample(
+        lambda *box: self._pixels(level, *box), across, down
+      )
+    return Region(self._coloured(pixels), valid)
 
   def encoded_tile(self, x: int, y: int, size: int) -> bytes | None:
     """A square of level 0 as the file has it: a JPEG, not coded anew.
@@ -159,103 +231,191 @@ class Slide:
     rows = max(1, BAND_BYTES // (plane.width * 3) // factor) * factor
     bands = []
     for top in range(0, plane.height, rows):
-      band = np.empty((min(rows, plane.height - top), plane.width, 3), np.uint8)
-      self._fill(band, 0, top, level)
-      bands.append(np.asarray(Image.fromarray(band).reduce(factor)))
+      size = plane.width, min(rows, plane.height - top)
+      band = Image.fromarray(self._pixels(level, 0, top, *size))
+      bands.append(np.asarray(band.reduce(factor)))
     reduced = Image.fromarray(np.concatenate(bands))
     box = (0, 0, plane.width / factor, plane.height / factor)
-    if reduced.size == (width, height) and box[2:] == reduced.size:
-      return np.asarray(reduced)
-    return np.asarray(reduced.resize((width, height), Image.BOX, box=box))
+    if reduced.size != (width, height) or box[2:] != reduced.size:
+      reduced = reduced.resize((width, height), Image.BOX, box=box)
+    return self._coloured(np.asarray(reduced))
 
   def thumbnail(self, longest: int) -> UInt8[np.ndarray, 'height width 3']:
     """The whole slide, its longer side `longest` pixels (or all it has)."""
     return self.overview(max(1.0, max(self.size) / longest))
 
-  def _fill(self, region: np.ndarray, x: int, y: int, level: int) -> None:
-    """Reads into `region`, at x and y in pixels of `level`."""
-    scale = self.levels[level].downsample
-    if self._tiles is None:
-      region[:] = self._whole.read(x, y, *region.shape[1::-1], level)
-      return
-    for tile in self._tiles.covering(level, x, y, *region.shape[1::-1]):
-      place = self.path, level, round(tile.x * scale), round(tile.y * scale)
-      try:
-        pixels = self._tiles.read(tile)
-      except jpeg.DecodeError as error:
-        raise TileError(*place, str(error)) from error
-      tile.copy(pixels, region, x, y)
-
-
-class _OpenSlide:
-  """OpenSlide, opened again after an error: its handle stays broken."""
-
-  def __init__(self, path: pathlib.Path):
-    self._path, self._lock = path, threading.Lock()
-    if not path.is_file():
-      raise SlideError(f'There is no slide at {path}; check the path.')
-    try:
-      self._handle = openslide.OpenSlide(path)
-    except (openslide.OpenSlideError, OSError) as error:
-      reason = str(error).rstrip('.')
+  def _finer(
+    self, mpp: float, counts: tuple[int, int]
+  ) -> tuple[int, list[float]]:
+    """The coarsest level that is fine enough, and its pixels per pixel."""
+    if not 0 < mpp < math.inf:
       raise SlideError(
-        f"{path} can't be opened as a slide ({reason}): expected a "
-        'whole format that OpenSlide reads, such as SVS, TIFF, NDPI or MRXS.'
-      ) from error
-    self.properties = dict(self._handle.properties)
-    self.vendor = self.properties.get('openslide.vendor', '')
-    self.background = _background(self.properties)
-    self.levels = tuple(
-      Level(*size, downsample)
-      for size, downsample in zip(
-        self._handle.level_dimensions,
-        self._handle.level_downsamples,
-        strict=True,
+        f'A region of {self.path} was asked for at mpp={mpp!r}; expected a '
+        'positive number of micrometres per pixel.'
       )
+    for level in reversed(range(len(self.levels))):
+      scale = self.levels[level].downsample
+      steps = [mpp / (own * scale) for own in self.mpp_xy]
+      if all(resample.fine(*one) for one in zip(steps, counts, strict=True)):
+        return level, steps
+    if min(steps) * FINER < 1:
+      raise SlideError(
+        f'{self.path} has {self.mpp:.4g} µm per pixel and nothing finer; '
+        f'{mpp:.4g} was asked for.'
+      )
+    return 0, steps
+
+  def _empty(self, width: int, height: int) -> np.ndarray:
+    """A region of the background's colour."""
+    row = np.tile(np.array(self.background, np.uint8), width)
+    region = np.empty((height, width, 3), np.uint8)
+    region.reshape(height, -1)[:] = row  # Colour by colour it is far slower.
+    return region
+
+  def _coloured(self, pixels: np.ndarray) -> np.ndarray:
+    return self._to_srgb(pixels) if self._to_srgb else pixels
+
+  def _pixels(
+    self, level: int, x: int, y: int, width: int, height: int
+  ) -> UInt8[np.ndarray, 'height width 3']:
+    """A region inside `level`, at x and y in its pixels."""
+    if self._whole is not None:
+      return self._whole[y : y + height, x : x + width].copy()
+    if self._tiles is None:
+      return self._through_helper(level, x, y, width, height)
+    scale = self.levels[level].downsample
+    tiles = self._tiles.covering(level, x, y, width, height)
+    region = None
+    for tile in tiles:
+      try:
+        if tile.spans(x, y, width, height):
+          return self._tiles.take(tile)
+        if region is None:
+          region = np.empty((height, width, 3), np.uint8)
+        self._tiles.copy(tile, region, x, y)
+      except jpeg.DecodeError as error:
+        place = level, round(tile.x * scale), round(tile.y * scale)
+        raise TileError(self.path, *place, str(error)) from error
+    return region
+
+  def _through_helper(
+    self, level: int, x: int, y: int, width: int, height: int
+  ) -> UInt8[np.ndarray, 'height width 3']:
+    rows = max(1, PIECE // width)
+    if height > rows:
+      region = np.empty((height, width, 3), np.uint8)
+      for top in range(0, height, rows):
+        part = region[top : top + rows]
+        part[:] = self._through_helper(level, x, y + top, width, len(part))
+      return region
+    scale = self.levels[level].downsample
+    place = self.path, level, round(x * scale), round(y * scale)
+    if self._lost >= MOST_LOST:
+      raise TileError(*place, f'given up: {MOST_LOST} processes died of it')
+    try:
+      return self._call('read', level, x, y, width, height)
+    except guard.CallError as error:
+      self._lost += error.lost
+      raise TileError(*place, error.reason) from error
+
+  def _call(self, method: str, *arguments):
+    pixels = arguments[-1] * arguments[-2] if arguments else 0
+    return HELPERS.call(
+      method,
+      self._key,
+      self._absolute,
+      *arguments,
+      patience=guard.PATIENCE + pixels * SECONDS_A_PIXEL,
     )
 
-  def read(
-    self, x: int, y: int, width: int, height: int, level: int
-  ) -> UInt8[np.ndarray, 'height width 3']:
-    """A region at x and y in pixels of `level`, over the background."""
-    scale = self.levels[level].downsample
-    place = round(x * scale), round(y * scale)
-    handle = self._handle
+  def _describe(self) -> formats.Facts:
     try:
-      region = handle.read_region(place, level, (width, height))
-    except openslide.OpenSlideError as error:
-      self._reopen(handle)
-      raise TileError(self._path, level, *place, str(error)) from error
-    canvas = Image.new('RGB', region.size, self.background)
-    canvas.paste(region, mask=region.getchannel('A'))
-    return np.asarray(canvas)
+      _check_file(self.path)
+      return self._call('describe')
+    except (OSError, guard.CallError) as error:
+      raise _unreadable(self.path, error) from error
 
-  def _reopen(self, broken: openslide.OpenSlide) -> None:
-    # The broken handle isn't closed: another thread may still be in it.
-    with self._lock:
-      if self._handle is broken:
-        self._handle = openslide.OpenSlide(self._path)
-
-  def close(self) -> None:
-    self._handle.close()
+  def _read_whole(self) -> UInt8[np.ndarray, 'height width 3']:
+    try:
+      return self._call('read', 0, 0, 0, *self.size)
+    except guard.CallError as error:
+      raise _unreadable(self.path, error) from error
 
 
-def _background(properties: dict) -> tuple[int, int, int]:
-  colour = properties.get('openslide.background-color', 'FFFFFF')
-  return tuple(int(colour[i : i + 2], 16) for i in (0, 2, 4))
+def _unreadable(path: pathlib.Path, error: Exception) -> SlideError:
+  if isinstance(error, FileNotFoundError):
+    return SlideError(f'There is no slide at {path}; check the path.')
+  reason = getattr(error, 'strerror', None) or str(error)
+  return SlideError(f"{path} can't be opened as a slide: {reason.rstrip('.')}.")
+
+
+def _check_file(path: pathlib.Path) -> None:
+  """Raises OSError for what isn't a file with something in it.
+
+  Anything else than a file, such as a pipe, could be waited for without end.
+  """
+  found = os.stat(path)
+  if stat.S_ISDIR(found.st_mode):
+    raise OSError('it is a folder; give the file of a slide')
+  if not stat.S_ISREG(found.st_mode):
+    raise OSError('it is no regular file')
+  if not found.st_size:
+    raise OSError('it is empty')
+  with path.open('rb'):
+    pass
+
+
+def _check_levels(path: pathlib.Path, levels: Sequence[Level]) -> None:
+  """Each level must be level 0, reduced alike in x and in y."""
+  first = levels[0]
+  if not levels or min(first.width, first.height) < 1:
+    raise SlideError(f'{path} has no pixels.')
+  for number, level in enumerate(levels):
+    # Sides are rounded, by a pixel at most.
+    off = [
+      abs(side * level.downsample - whole) - level.downsample
+      for side, whole in (
+        (level.width, first.width),
+        (level.height, first.height),
+      )
+    ]
+    if (
+      off[0] > ASPECT * first.width
+      or off[1] > ASPECT * first.height
+      or not level.downsample >= levels[max(0, number - 1)].downsample
+    ):
+      raise SlideError(
+        f'{path}: level {number} of {level.width} x {level.height} px is no '
+        f'reduction of level 0, {first.width} x {first.height} px, by '
+        f'{level.downsample:.4g} in x and y.'
+      )
+
+
+def _to_srgb(path: pathlib.Path, profile: bytes | None) -> icc.Transform:
+  if not profile:
+    raise SlideError(
+      f'{path} has no ICC profile; open it without icc=True to take its '
+      'colours as they are.'
+    )
+  try:
+    return icc.to_srgb(profile)
+  except ValueError as error:
+    raise SlideError(
+      f"{path} has an ICC profile that can't be used: {error}."
+    ) from error
 
 
 def _mpp(
-  path: pathlib.Path, given: float | Sequence[float] | None, properties: dict
+  path: pathlib.Path,
+  given: float | Sequence[float] | None,
+  found: tuple[str, str],
 ) -> tuple[float, float]:
   """Micrometres per pixel in x and y: given, or what the file says."""
   if given is None:
-    names = 'openslide.mpp-x', 'openslide.mpp-y'
-    found = [properties.get(name, '') for name in names]
     said = (
-      "doesn't say its pixel size"
-      if not any(found)
-      else (f'says {found[0]!r} x {found[1]!r} micrometres per pixel')
+      f'says {found[0]!r} x {found[1]!r} micrometres per pixel'
+      if any(found)
+      else "doesn't say its pixel size"
     )
   else:
     found = list(given) if isinstance(given, Sequence) else [given, given]
