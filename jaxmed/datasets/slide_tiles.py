@@ -54,7 +54,7 @@ class Tiling:
     """Pixels of level 0 per pixel of a tile; 1 if it is nearly that."""
     if not self.mpp or abs(self.mpp / slide.mpp - 1) <= SAME_SCALE:
       return 1.0
-    if self.mpp < slide.mpp:
+    if self.mpp * reader.FINER < slide.mpp:
       raise reader.SlideError(
         f'{slide.path} has {slide.mpp:.3g} µm per pixel, too coarse for tiles '
         f'at {self.mpp:.3g}.'
@@ -200,7 +200,8 @@ def _encoded(
   if scale == 1:
     pixels = slide.read(x, y, tiling.size, tiling.size)
   else:
-    pixels = slide.region(x, y, tiling.size, tiling.size, slide.mpp * scale)
+    mpp = slide.mpp * scale
+    pixels = slide.region(x, y, tiling.size, tiling.size, mpp).pixels
   if tiling.format == 'png':
     return imagecodecs.png_encode(pixels)
   return imagecodecs.jpeg8_encode(pixels, tiling.quality)

@@ -27,6 +27,11 @@ from jaxmed.datasets.shards import Shard
 from jaxmed.datasets.slide_tiles import Tiling
 from jaxmed.datasets.surveys import Found, Planned, Source, Survey, stat
 from jaxmed.slides import tissue
+from jaxmed.slides.annotation_files import (
+  ENDINGS,
+  find_annotation,
+  without_slide,
+)
 
 NAME = 'slides'
 VERSION = '1.0.0'
@@ -46,7 +51,6 @@ SUFFIXES = (
   '.bif',
   '.svslide',
 )
-OUTLINES = ('.xml', '.geojson', '.json')
 OPTIONS = {
   # A folder of annotations, each with its slide's name, or a CSV file with
   # the columns slide and annotation. This path and those below: relative to
@@ -179,11 +183,13 @@ def _divide(
 def find(root: pathlib.Path, options: dict[str, Any]) -> list[Source]:
   """All slides of a folder by name, with their annotations."""
   given = options['annotations']
-  beside = (root / given).resolve() if given else None
+  beside = root / given if given else None
+  if beside == root:
+    beside = None
   named: dict[str, pathlib.Path] = {}
-  for path in sorted(_files(root, SUFFIXES)):
-    if beside and beside != root.resolve() and beside in path.resolve().parents:
-      continue  # A folder of annotations may lie in that of the slides.
+  for path in sorted(_files(root)):
+    if path.stem.lower().endswith('_mask') or beside in path.parents:
+      continue  # An annotation may be a TIFF, and lie among the slides.
     if path.stem in named:
       raise errors.UserError(
         f'Two slides have the name {path.stem}: {named[path.stem]} and {path}. '
@@ -209,43 +215,35 @@ def _annotations(
   if given.is_file():
     rows = _read_table(given, 'annotation')
     found = {name: given.parent / path for name, path in rows.items()}
-  elif given.is_dir():
-    found = {}
-    for path in sorted(_files(given, OUTLINES)):
-      if path.stem in found:
-        raise errors.UserError(
-          f'The slide {path.stem} has two annotations: {found[path.stem]} and '
-          f'{path}. Leave one.'
-        )
-      found[path.stem] = path
-    if not found:
+    strange = [f'{name} of {given}' for name in found if name not in named]
+    missing = [path for path in found.values() if not path.is_file()]
+    if missing:
       raise errors.UserError(
-        f'{given} holds no annotations. Expected files that end in one of '
-        f'{", ".join(OUTLINES)} and have the names of slides.'
+        f'{given} names {len(missing)} annotations that are missing, the first '
+        f'{missing[0]}.'
       )
   else:
-    raise errors.UserError(f'There are no annotations at {given}.')
-  strange = [name for name in found if name not in named]
+    paths = {name: find_annotation(given, named[name]) for name in named}
+    found = {name: path for name, path in paths.items() if path}
+    strange = without_slide(given, named.values())
+    if not found and not strange:
+      raise errors.UserError(
+        f'{given} holds no annotations. Expected, for a slide a.svs, one of a'
+        f'{", a".join(ENDINGS)}.'
+      )
   if strange:
     raise errors.UserError(
-      f'{len(strange)} annotations of {given} have no slide, the first '
-      f'{strange[0]}. An annotation has the name of its slide.'
-    )
-  missing = [path for path in found.values() if not path.is_file()]
-  if missing:
-    raise errors.UserError(
-      f'{given} names {len(missing)} annotations that are missing, the first '
-      f'{missing[0]}.'
+      f'{len(strange)} annotations have no slide, the first: {strange[0]} Add '
+      'the slide, or move its annotation away.'
     )
   return found
 
 
-def _files(
-  start: pathlib.Path, suffixes: Sequence[str]
-) -> Iterator[pathlib.Path]:
+def _files(start: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Slides by their suffixes, below a folder, but no hidden ones."""
   for path in start.rglob('*'):
     hidden = any(part[0] == '.' for part in path.relative_to(start).parts)
-    if path.suffix.lower() in suffixes and not hidden and path.is_file():
+    if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
       yield path
 
 

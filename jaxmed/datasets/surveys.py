@@ -19,7 +19,7 @@ import numpy as np
 from jaxmed.datasets import shards, slide_tiles
 from jaxmed.datasets.shards import Example, Failure, Shard
 from jaxmed.datasets.slide_tiles import Tiles, Tiling
-from jaxmed.slides import annotations, reader
+from jaxmed.slides import annotation_files, annotations, reader
 
 FOLDER = 'surveys'  # Among the index parts, which vanish at the end.
 
@@ -43,8 +43,11 @@ class Source:
   def open(self) -> reader.Slide:
     return reader.open_slide(self.path, self.mpp or None)
 
-  def outlines(self) -> list[annotations.Polygon]:
-    return annotations.read_xml(self.annotation) if self.annotation else []
+  def outlines(self, size: tuple[int, int]) -> list[annotations.Polygon]:
+    """Of lesions, in a slide of this (width, height)."""
+    if not self.annotation:
+      return []
+    return annotation_files.read_annotation(self.annotation, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +100,8 @@ class Survey:
 
   def _look(self) -> Found:
     try:
-      polygons = self.source.outlines()
       with self.source.open() as slide:
+        polygons = self.source.outlines(slide.size)
         return Found(
           slide_tiles.survey(slide, polygons, self.tiling),
           slide.size,
@@ -200,8 +203,8 @@ def _read(planned: Planned, tiling: Tiling) -> Iterator[Example | Failure]:
   source = planned.source
   columns = {'group': source.group} | planned.columns
   try:
-    polygons = source.outlines()
     with source.open() as slide:
+      polygons = source.outlines(slide.size)
       yield from slide_tiles.read_tiles(
         slide, polygons, planned.tiles, tiling, columns
       )

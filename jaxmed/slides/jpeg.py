@@ -202,12 +202,17 @@ class Tiles:
       while self._cached > CACHE_BYTES:
         self._cached -= self._cache.popitem(last=False)[1].nbytes
 
-  def encoded(self, tile: Tile) -> bytes:
-    """A tile as a JPEG file, its pixels coded as they are here."""
-    self.read(tile)  # Raises where it is broken.
+  def encoded(self, tile: Tile) -> bytes | None:
+    """A tile as a JPEG file, its pixels coded as they are here.
+
+    None where it has no bytes and shows the background.
+    """
+    self.take(tile)  # Raises where it is broken.
     plane = self._planes[tile.level]
-    count, offset = plane.counts[tile.index], plane.offsets[tile.index]
-    data = os.pread(self._file, count, offset)
+    count = int(plane.counts[tile.index])
+    if not count:
+      return None
+    data = os.pread(self._file, count, int(plane.offsets[tile.index]))
     try:
       return jpeg_stream.whole_file(data, plane.tables, plane.colour)
     except ValueError as error:

@@ -203,14 +203,15 @@ class Slide:
   def encoded_tile(self, x: int, y: int, size: int) -> bytes | None:
     """A square of level 0 as the file has it: a JPEG, not coded anew.
 
-    None where the square is not just one of the file's own JPEG tiles.
+    None where the square is not just one of the file's own JPEG tiles, or
+    its colours are to be converted.
     """
-    if self._tiles is None or x < 0 or y < 0:
+    if self._tiles is None or self._to_srgb or x < 0 or y < 0:
       return None
     if x + size > self.size[0] or y + size > self.size[1]:
       return None
     tile = next(self._tiles.covering(0, x, y, size, size))
-    if (tile.x, tile.y, tile.width, tile.height) != (x, y, size, size):
+    if not tile.spans(x, y, size, size):
       return None
     try:
       return self._tiles.encoded(tile)
