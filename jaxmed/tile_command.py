@@ -39,7 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   add(
     '--group',
     metavar='PATTERN',
-    help=r"whose first group is the patient, of slides' names: '^(TCGA-..-....)'",
+    help="whose first group is the patient, of slides' names: "
+    "'^(TCGA-..-....)'",
   )
   add('--seed', type=int, default=0, help='of the division by chance')
   add(

@@ -6,7 +6,7 @@ much tissue and lesion each shows. Then those that are wanted are read.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import imagecodecs
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Int32
 
 from jaxmed.datasets import images
 from jaxmed.datasets.shards import Example, Failure
-from jaxmed.slides import annotations, grid, reader, tissue
+from jaxmed.slides import annotations, grid, reader, sampling, tissue
 
 LESION_MPP = 2.0  # At which tiles that touch a lesion are searched for.
 SAME_SCALE = 0.02  # Scanners' own pixel sizes are no better known than that.
@@ -23,6 +23,7 @@ SAME_SCALE = 0.02  # Scanners' own pixel sizes are no better known than that.
 JPEG_BYTES, PNG_BYTES = 0.5, 2.5
 ROW_BYTES = 600  # Of a record, beside its image.
 FORMATS = ('jpeg', 'png')
+ALL = 1 << 30  # Places: as many as there are.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Tiling:
     passthrough: whether a JPEG tile of the file stays as it is, where it
       is just what is wanted.
     method: of `slides.tissue.tissue_mask`.
+    places: grid, or fwrd: see slides/sampling.py.
+    seed: of places that are drawn.
   """
 
   size: int
@@ -49,6 +52,8 @@ class Tiling:
   quality: int = 90
   passthrough: bool = True
   method: str = 'stain'
+  places: str = 'grid'
+  seed: int = 0
 
   def scale(self, slide: reader.Slide) -> float:
     """Pixels of level 0 per pixel of a tile; 1 if it is nearly that."""
@@ -109,6 +114,15 @@ class Tiles:
     )
 
   @classmethod
+  def joined(cls, parts: Sequence['Tiles']) -> 'Tiles':
+    """All tiles of the parts, row by row of the slide."""
+    columns = zip(
+      *(vars(part).values() for part in (cls.none(), *parts)), strict=True
+    )
+    tiles = cls(*map(np.concatenate, columns))
+    return tiles[np.lexsort((tiles.x, tiles.y))]
+
+  @classmethod
   def none(cls) -> 'Tiles':
     return cls.at(*4 * [np.zeros(0)])
 
@@ -116,33 +130,67 @@ class Tiles:
 def survey(
   slide: reader.Slide, polygons: list[annotations.Polygon], tiling: Tiling
 ) -> Tiles:
-  """The tiles of a grid over the slide that show enough tissue."""
-  scale = tiling.scale(slide)
-  stride = round((tiling.stride or tiling.size) * scale)
-  tiles = grid.tile_grid(slide.size, round(tiling.size * scale), stride)
-  covered = grid.coverage(tissue.tissue_mask(slide, tiling.method), tiles)
+  """The tiles that show enough tissue, on a grid or at FW-RD's places."""
+  scale, mask = tiling.scale(slide), tissue.tissue_mask(slide, tiling.method)
+  side = round(tiling.size * scale)
+  if tiling.places == 'fwrd':
+    x, y, sick = _fwrd_places(polygons, mask, side, tiling.seed)
+  else:
+    stride = round((tiling.stride or tiling.size) * scale)
+    tiles = grid.tile_grid(slide.size, side, stride)
+    x, y = (axis.ravel() for axis in np.meshgrid(tiles.x, tiles.y))
+  covered = grid.coverage_at(mask, x, y, side)
   chosen = covered >= tiling.least_tissue
-  row, column = np.nonzero(chosen)
-  x, y = tiles.x[column], tiles.y[row]
+  x, y = x[chosen], y[chosen]
   lesion = np.zeros(len(x), np.float32)
-  near = _near_lesion(slide, polygons, tiles)[chosen]
+  near = _near_lesion(slide, polygons, x, y, side)
   for i in np.flatnonzero(near).tolist():
     lesion[i] = _inside(polygons, x[i], y[i], tiling.size, scale).mean()
-  return Tiles.at(x, y, covered[chosen], lesion)
+  tiles = Tiles.at(x, y, covered[chosen], lesion)
+  if tiling.places == 'fwrd':
+    return tiles[(lesion > 0) == sick[chosen]]
+  return tiles
+
+
+def _fwrd_places(
+  polygons: list[annotations.Polygon], mask: grid.Mask, side: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, 'n']]:
+  """x, y and whether they are in the tumour, or in the tissue beside it.
+
+  A tile of the latter may touch an outline with its border: then it is neither
+  healthy nor chosen for its tumour.
+  """
+  height, width = mask.pixels.shape
+  tumour = annotations.rasterise(
+    polygons, width, height, downsample=mask.downsample
+  )
+  found = [
+    sampling.training_places(grid.Mask(pixels, mask.size), ALL, seed, tile=side)
+    for pixels in (tumour, mask.pixels & ~tumour)
+  ]
+  x, y = (
+    np.concatenate([getattr(places, axis) for places in found])
+    for axis in ('x', 'y')
+  )
+  return x, y, np.arange(len(x)) < len(found[0])
 
 
 def _near_lesion(
-  slide: reader.Slide, polygons: list[annotations.Polygon], tiles: grid.Grid
-) -> Bool[np.ndarray, 'rows columns']:
+  slide: reader.Slide,
+  polygons: list[annotations.Polygon],
+  x: Int32[np.ndarray, 'n'],
+  y: Int32[np.ndarray, 'n'],
+  side: int,
+) -> Bool[np.ndarray, 'n']:
   """Which tiles may hold a lesion's pixel: a coarse mask, grown by one."""
   if not polygons:
-    return np.zeros((tiles.rows, tiles.columns), bool)
+    return np.zeros(len(x), bool)
   downsample = max(1.0, LESION_MPP / slide.mpp)
   mask = annotations.lesion_mask(polygons, slide.size, downsample)
   grown = np.pad(mask.pixels, 1)
   grown = grown[:-2] | grown[1:-1] | grown[2:]
   grown = grown[:, :-2] | grown[:, 1:-1] | grown[:, 2:]
-  return grid.coverage(grid.Mask(grown, mask.size), tiles) > 0
+  return grid.coverage_at(grid.Mask(grown, mask.size), x, y, side) > 0
 
 
 def _inside(
