@@ -16,7 +16,7 @@ Some of the slides will do. Of 270 for training and 129 for testing:
   the domain is A where pixels have the size of Radboud's scanner (0.243 um),
     and B where they have that of Utrecht's (0.226 um).
 
-Tiles of `data.size` are drawn at random from those of all slides together; the
+Tiles of the side `tile` (or data.size) are drawn at random from those of all slides together; the
 column `draw` is a tile's place in that order, within its split and label, so
 that fewer are the first of more. `protocol` says of which:
   munit: tiles side by side, on the tissue of CODAIT's filter. For training
@@ -81,6 +81,7 @@ OUTLINE_FOLDERS += ('annotations',)
 REFERENCES = ('testing/reference.csv', 'reference.csv')
 
 SHARED = {
+  'tile': 0,  # Side of the tiles, px; 0: data.size.
   'seed': 0,
   'validation': 0.1,  # The share of the normal training slides.
   'validation_tiles': 5_000,
@@ -164,7 +165,7 @@ def fingerprint(data_config: ConfigDict) -> dict[str, Any]:
   files += [one.source.annotation for one in members if one.source.annotation]
   labels = {one.name: one.tumour for one in members}
   return {
-    'size': data_config.size,
+    'size': _tiling(data_config).size,
     'files': stat(files, root),
     'tumours': labels,
     'options': options,
@@ -483,7 +484,7 @@ def _reference(path: pathlib.Path) -> dict[str, bool]:
 def _tiling(data_config: ConfigDict) -> Tiling:
   options = _options(data_config)
   return Tiling(
-    data_config.size,
+    options['tile'] or data_config.size,
     min(options['tissue'], options['test_tissue']),
     quality=options['quality'],
     method=options['method'],
@@ -514,7 +515,8 @@ def _options(data_config: ConfigDict) -> dict[str, Any]:
   for name in given:
     if name not in known:
       raise errors.unknown('option of the data set camelyon16', name, known)
-  options = known | given
+  # A config says -1 or '' where it leaves something to the protocol.
+  options = known | {k: v for k, v in given.items() if v not in (-1, '')}
   if options['test_slides'] not in ('tumour', 'all'):
     raise errors.unknown(
       'choice of test_slides', options['test_slides'], ('tumour', 'all')
