@@ -43,7 +43,7 @@ def run_all(
     )
 
 
-def run(task: Task) -> str:
-  """One task on a worker."""
+def run(task):
+  """One task on a worker. Beam would check types that it cannot."""
   task.run(lambda count: None)
   return task.name
