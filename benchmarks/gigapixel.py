@@ -107,8 +107,8 @@ def _draw_blocks(block: int, mpp: float, regions: int, seed: int) -> np.ndarray:
     ).pixels
     for number in range(regions)
   ]
-  repeats = block // TILE
-  glass = np.tile(drawn[0][:TILE, :TILE], (repeats, repeats, 1))
+  corner = block // 8  # There is never tissue.
+  glass = np.tile(drawn[0][:corner, :corner], (8, 8, 1))
   turned = [
     np.rot90(side, turns)
     for region in drawn

@@ -15,6 +15,7 @@ from PIL import Image
 import jaxmed
 from jaxmed import cli, command, doctor, workdir
 from jaxmed.configs import patchcore
+from jaxmed.datasets import phantom
 from jaxmed.errors import UserError
 from jaxmed.slides.reader import SlideError
 from tests.test_command import pictures
@@ -37,6 +38,17 @@ def run(tmp_path_factory):
   config.model.coreset_size = 8
   config.score.batch = 8
   return jaxmed.train(config, folder / 'run')
+
+
+@pytest.fixture(scope='module')
+def slide(tmp_path_factory):
+  """Of 512 x 384 px of 0.5 um: glass, and a square of stained tissue."""
+  pixels = np.full((384, 512, 3), 244, np.uint8)
+  noise = np.random.default_rng(2).integers(-9, 9, (192, 256, 3))
+  pixels[96:288, 128:384] = (200, 120, 180) + noise
+  path = tmp_path_factory.mktemp('slide') / 'slide.tif'
+  phantom.write_slide(path, pixels, 0.5)
+  return path
 
 
 @pytest.fixture(autouse=True)
@@ -204,10 +216,58 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
   assert 'Traceback' in capsys.readouterr().err
 
 
+def test_tissue_is_drawn_and_its_share_printed(slide, tmp_path, capsys):
+  argv = ['tissue', str(slide), '--out', 'shown.png', '--mask', 'mask.png']
+  assert cli.main(argv) == 0
+  shown = capsys.readouterr().out
+  with Image.open('mask.png') as image:
+    mask = np.asarray(image)
+    assert image.size == (64, 48)
+  assert f'Tissue: {mask.mean():.1%} of the slide' in shown
+  assert 'of 0.04915 mm2' in shown and 'shown.png' in shown
+  assert 0.2 < mask.mean() < 0.3
+  with Image.open('shown.png') as image:
+    assert image.size == (512, 384) and image.mode == 'RGB'
+    assert (0, 0, 255) not in image.get_flattened_data()
+  for method in ('codait', 'otsu'):
+    more = ['--method', method, '--mask-mpp', '4', '--mpp', '0.25']
+    assert cli.main([*argv, *more]) == 0
+    assert 'of 0.01229 mm2' in capsys.readouterr().out
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    'mask.png',
+    'shown.png',
+  ]
+
+
+def test_tissue_that_cannot_be_shown(slide, tmp_path, capsys):
+  out = ['--out', 'shown.png']
+  said = _says(capsys, 'tissue', slide, *out, '--method', 'ozsu')
+  assert "No tissue method 'ozsu'" in said
+  said = _says(capsys, 'tissue', slide, '--out', 'no/where.png')
+  assert "can't be written: No such file" in said
+  assert 'There is no slide' in _says(capsys, 'tissue', 'none.svs', *out)
+  said = _says(capsys, 'tissue', slide, *out, '--mpp', '0')
+  assert 'mpp=0.0' in said
+  said = _says(capsys, 'tissue', slide, *out, '--mask-mpp', '-1')
+  assert 'above 0' in said
+  with tifffile.TiffFile(slide) as tiff:
+    first = tiff.pages[0].dataoffsets[0]
+  broken = bytearray(slide.read_bytes())
+  broken[first : first + 400] = bytes(400)
+  (tmp_path / 'broken.tif').write_bytes(broken)
+  said = _says(capsys, 'tissue', 'broken.tif', *out)
+  assert "Can't read broken.tif at level 0, x 0, y 0" in said
+  with pytest.raises(SystemExit):
+    cli.main(['tissue', str(slide), '--out', 'shown.jpg'])
+  assert 'does not end in .png' in capsys.readouterr().err
+  assert not (tmp_path / 'shown.png').exists()
+
+
 @pytest.mark.parametrize(
   ('argv', 'said'),
   [
     ([], 'score images or slides'),
+    (['tissue'], 'stain (the default), codait or otsu'),
     (['score'], 'validation normals'),
     (['evaluate'], '--resamples N'),
     (['report'], 'report.html'),
