@@ -21,14 +21,15 @@ import contourpy
 import defusedxml.sax
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float
 
 from jaxmed import errors
 from jaxmed.slides import grid, scanline
+from jaxmed.slides.scanline import Ring
 
 EXCLUSIONS = ('_2', 'exclusion', 'none', 'ignore*')  # The last is QuPath's.
+WITHOUT_AREA = ('Dot', 'PointSet', 'Measurement')
 FURTHEST = 1e9  # Pixels from a slide's corner; the widest slides have 1e6.
-Ring = Float64[np.ndarray, 'points 2']
 Colour = tuple[int, int, int]
 
 
@@ -114,32 +115,33 @@ def read_xml(path: str | os.PathLike) -> list[Polygon]:
 class _Reader(sax.ContentHandler):
   """Collects polygons while the file is read: no tree of it is held."""
 
+  characters = None  # Text is passed over without a call.
+
   def __init__(self, path: pathlib.Path):
     super().__init__()
     self.polygons: list[Polygon] = []
     self.understood = False  # Whether there is a place for annotations.
     self._path = path
     self._root = ''
-    self._open: sax.xmlreader.AttributesImpl | None = None
+    self._open = None  # Attributes of the annotation that is being read.
     self._values = array('d')  # Order, x and y of each corner.
 
   def startElement(self, name, attrs):
+    if name == 'Coordinate' and self._open:
+      try:
+        corner = attrs.get('Order') or 0, attrs['X'], attrs['Y']
+        self._values.extend(map(float, corner))
+      except (KeyError, ValueError) as error:
+        raise self._wrong('has a coordinate without a number') from error
+      return
     if not self._root:
       self._root = name
       if name != 'ASAP_Annotations':
         raise AnnotationError(
           f'{self._path} begins with <{name}>, expected <ASAP_Annotations>.'
         )
-    if name == 'Coordinate' and self._open:
-      try:
-        order = attrs.get('Order') or 0
-        corner = float(order), float(attrs['X']), float(attrs['Y'])
-      except (KeyError, ValueError) as error:
-        raise self._wrong('has a coordinate without a number') from error
-      self._values.extend(corner)
-    elif name == 'Annotation':
-      self._open = attrs.copy()
-      self._values = array('d')
+    if name == 'Annotation':
+      self._open, self._values = attrs.copy(), array('d')
     self.understood |= name in ('Annotations', 'Annotation')
 
   def endElement(self, name):
@@ -150,27 +152,29 @@ class _Reader(sax.ContentHandler):
       raise self._wrong('has a coordinate that is not finite')
     if (abs(corners[:, 1:]) > FURTHEST).any():
       raise self._wrong('has a coordinate that is on no slide')
-    order = np.argsort(corners[:, 0], kind='stable')
-    kind = self._open.get('Type', 'Polygon')
-    group = self._open.get('PartOfGroup', 'Tumor')
-    name = self._open.get('Name', '')
-    if len(corners) >= 3 and kind not in ('Dot', 'PointSet', 'Measurement'):
-      colour = parse_colour(self._open.get('Color', ''))
-      points = np.ascontiguousarray(corners[order, 1:])
-      self.polygons.append(Polygon(points, group, name, colour=colour))
-    elif kind in ('Polygon', 'Spline', 'Rectangle'):
-      logging.warning(
-        '%s: annotation %r has %d points and no area; it is passed over.',
-        *(self._path, name, len(corners)),
-      )
-    self._open = None
+    found, self._open = self._open, None
+    if found.get('Type') in WITHOUT_AREA:
+      return
+    polygon = Polygon(
+      corners[np.argsort(corners[:, 0], kind='stable'), 1:],
+      found.get('PartOfGroup', 'Tumor'),
+      found.get('Name', ''),
+      colour=_colour(found.get('Color', '')),
+    )
+    if len(corners) >= 3:
+      self.polygons.append(polygon)
+      return
+    logging.warning(
+      '%s: annotation %r has %d points and no area; it is passed over.',
+      *(self._path, polygon.name, len(corners)),
+    )
 
   def _wrong(self, said: str) -> AnnotationError:
     name = self._open.get('Name', '')
     return AnnotationError(f'{self._path}: annotation {name!r} {said}.')
 
 
-def parse_colour(text: str) -> Colour | None:
+def _colour(text: str) -> Colour | None:
   """Of #RRGGBB; None if it is written in another way."""
   found = re.fullmatch('#([0-9a-fA-F]{6})', text)
   return tuple(bytes.fromhex(found[1])) if found else None
@@ -253,29 +257,18 @@ def rasterise(
   The mask begins at x and y of level 0; its pixels are `downsample` wide and
   high. A ring that crosses itself is filled by the even-odd rule.
   """
-  origin, scale = np.array([x, y]), np.broadcast_to(downsample, 2)
-  frame = (x, y, *(origin + scale * (width, height)))
+  across, down = np.broadcast_to(downsample, 2).tolist()
+  frame = x, y, x + across * width, y + down * height
   bounds = np.array([p.bounds for p in polygons]).reshape(-1, 4)
-  (near,) = np.nonzero(_meet(frame, bounds.T))
-  inside = np.zeros((height, width), bool)
-  if not len(near):
-    return inside
-  # Only the box around the polygons is worked on.
-  bounds = bounds[near]
-  low = np.floor((bounds[:, :2].min(0) - origin) / scale)
-  high = np.ceil((bounds[:, 2:].max(0) - origin) / scale)
-  left, top = np.clip(low, 0, (width, height)).astype(int).tolist()
-  right, bottom = np.clip(high, 0, (width, height)).astype(int).tolist()
-  lesions, exclusions = [], []
-  for polygon in [polygons[i] for i in near]:
-    rings = [(ring - origin) / scale - (left, top) for ring in polygon.rings]
-    kind = exclusions if polygon.hole else lesions
-    kind.append(scanline.Shape(rings[0], tuple(rings[1:])))
-  part = scanline.fill(lesions, right - left, bottom - top)
-  if exclusions:
-    part &= ~scanline.fill(exclusions, right - left, bottom - top)
-  inside[top:bottom, left:right] = part
-  return inside
+  near = [polygons[i] for i in np.flatnonzero(_meet(frame, bounds.T))]
+  inside, outside = (
+    scanline.fill(
+      [polygon.rings for polygon in near if polygon.hole == hole],
+      *(width, height, (x, y), (across, down)),
+    )
+    for hole in (False, True)
+  )
+  return np.greater(inside, outside, out=inside)
 
 
 def lesion_mask(

@@ -18,8 +18,8 @@ from jaxmed.slides.annotations import (
   AnnotationError,
   Colour,
   Polygon,
-  Ring,
 )
+from jaxmed.slides.scanline import Ring
 
 WITHOUT_AREA = ('Point', 'MultiPoint', 'LineString', 'MultiLineString')
 
@@ -194,7 +194,8 @@ def write_geojson(
   `measurements` are numbers by name for each polygon, which QuPath lists. It
   shows one that is missing as NaN, so NaN is left out.
   """
-  measurements = measurements or [{}] * len(polygons)
+  if measurements is None:
+    measurements = [{}] * len(polygons)
   features = [
     _feature(polygon, numbers)
     for polygon, numbers in zip(polygons, measurements, strict=True)

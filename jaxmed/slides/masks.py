@@ -39,7 +39,8 @@ def read_mask(
     with tifffile.TiffFile(path) as tiff:
       levels = _levels(path, list(_pages(tiff)), size)
       fine = [p for p in levels if p.imagelength >= shape[0]]
-      return grid.Mask(_sample(path, (fine or levels)[-1], shape), tuple(size))
+      page = (fine or levels)[-1]
+      return grid.Mask(_sample(path, page, shape, size), tuple(size))
   except AnnotationError:
     raise
   except FileNotFoundError as error:
@@ -96,15 +97,14 @@ def _checked(path: pathlib.Path, page: tifffile.TiffPage) -> tifffile.TiffPage:
 
 
 def _sample(
-  path: pathlib.Path, page: tifffile.TiffPage, shape: tuple[int, int]
+  path: pathlib.Path,
+  page: tifffile.TiffPage,
+  shape: tuple[int, int],
+  size: tuple[int, int],
 ) -> np.ndarray:
   """Which pixels of a picture of this shape have their centre on a mark."""
-  rows, columns = (
-    ((np.arange(side) + 0.5) * whole / side).astype(np.int64)
-    for side, whole in zip(
-      shape, (page.imagelength, page.imagewidth), strict=True
-    )
-  )
+  rows = _places(shape[0], size[1], page.imagelength)
+  columns = _places(shape[1], size[0], page.imagewidth)
   marked = np.zeros(shape, bool)
   seen = set()
 
@@ -129,6 +129,18 @@ def _sample(
       'has 0 and either 1 or 255, stored without loss.'
     )
   return marked
+
+
+def _places(count: int, whole: int, side: int) -> np.ndarray:
+  """The pixel of a level's side at the centre of each of `count` parts.
+
+  A level that halves another leaves out what is over, so that its pixels are
+  a power of two wide, not a bit more; where its side allows this, it is so.
+  """
+  power = 2 ** round(math.log2(whole / side))
+  width = power if abs(whole / power - side) < 1 else whole / side
+  places = (np.arange(count) + 0.5) * whole / count / width
+  return np.minimum(places.astype(np.int64), side - 1)
 
 
 def trace(mask: grid.Mask, group: str = 'Tumor') -> list[Polygon]:

@@ -13,22 +13,23 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 CHUNK = 1 << 20  # Crossings of rings and rows, and cells / 4, held at once.
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """A ring without its last point, and what it encloses but hasn't."""
-
-  ring: Float64[np.ndarray, 'points 2']
-  holes: tuple[Float64[np.ndarray, 'points 2'], ...] = ()
+Ring = Float64[np.ndarray, 'points 2']
 
 
 def fill(
-  shapes: Sequence[Shape], width: int, height: int
+  shapes: Sequence[Sequence[Ring]],
+  width: int,
+  height: int,
+  origin: tuple[float, float] = (0.0, 0.0),
+  scale: float | tuple[float, float] = 1.0,
 ) -> Bool[np.ndarray, 'height width']:
-  """Which pixels are in any of the shapes."""
+  """Which pixels are in any of the shapes.
+
+  A shape is a ring, without its last point, and holes in it. The picture
+  begins at `origin`; its pixels are `scale` wide and high.
+  """
   inside = np.zeros((height, width), bool)
-  edges = _edges(shapes, height) if shapes else None
+  edges = _edges(shapes, height, np.asarray(origin), scale) if shapes else None
   if edges is None or not len(edges.ring):
     return inside
   starts, ends = (
@@ -36,11 +37,16 @@ def fill(
     for rows in (edges.first, edges.last)
   )
   crossings = np.cumsum(starts - ends)[:height]
+  # Only the box around the edges is worked on.
   used = np.flatnonzero(crossings)
   top, bottom = int(used[0]), int(used[-1]) + 1
-  for first, last in _bands(crossings[top:bottom] + width // 4 + 1):
+  least, most = np.minimum(edges.run, 0), np.maximum(edges.run, 0)
+  sides = np.floor((edges.x + least).min()), np.ceil((edges.x + most).max())
+  left, right = np.clip(sides, 0, width).astype(int).tolist()
+  for first, last in _bands(crossings[top:bottom] + (right - left) // 4 + 1):
     first, last = first + top, last + top
-    inside[first:last] = _fill_band(edges, first, last, width)
+    part = _fill_band(edges, (first, last), (left, right))
+    inside[first:last, left:right] = part
   return inside
 
 
@@ -63,15 +69,20 @@ class _Edges:
   sign: Int64[np.ndarray, 'rings']
 
 
-def _edges(shapes: Sequence[Shape], height: int) -> _Edges:
-  rings = [ring for shape in shapes for ring in (shape.ring, *shape.holes)]
-  count = np.array([1 + len(shape.holes) for shape in shapes])
+def _edges(
+  shapes: Sequence[Sequence[Ring]],
+  height: int,
+  origin: np.ndarray,
+  scale: float | tuple[float, float],
+) -> _Edges:
+  rings = [ring for shape in shapes for ring in shape]
+  count = np.array([len(shape) for shape in shapes])
   sign = np.full(len(rings), -1)
   sign[np.cumsum(count) - count] = 1
   lengths = np.array([len(ring) for ring in rings])
   begins = (np.cumsum(lengths) - lengths)[lengths > 0]
   ends = np.cumsum(lengths)[lengths > 0] - 1
-  points = np.concatenate(rings).astype(np.float64)
+  points = (np.concatenate(rings) - origin) / scale
   following = np.arange(1, len(points) + 1)
   following[ends] = begins
   upper, lower = points, points[following]
@@ -98,11 +109,16 @@ def _bands(cost: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _fill_band(
-  edges: _Edges, top: int, bottom: int, width: int
-) -> Bool[np.ndarray, 'rows width']:
-  """The rows [top, bottom) of the picture."""
-  rows, cells = bottom - top, width + 1
-  ring, row, column = _crossings(edges, top, bottom, width)
+  edges: _Edges, between: tuple[int, int], sides: tuple[int, int]
+) -> Bool[np.ndarray, 'rows columns']:
+  """A part of the picture: rows and columns from the first to before the last.
+
+  No edge crosses its rows left of it, and none of interest right of it.
+  """
+  rows, cells = between[1] - between[0], sides[1] - sides[0] + 1
+  ring, row, column = _crossings(edges, *between)
+  row -= between[0]
+  column = np.clip(column, *sides).astype(np.int64) - sides[0]
   # Sorted by ring, row and column, crossings are in turn a way in and out.
   key = np.sort((ring * rows + row) * cells + column)
   rest, column = np.divmod(key, cells)
@@ -117,13 +133,13 @@ def _fill_band(
   count = np.zeros(rows * cells, np.int32)
   np.add.at(count, (row * cells + column)[order], change)
   count = count.reshape(rows, cells)
-  return np.cumsum(count, axis=1, out=count)[:, :width] > 0
+  return np.cumsum(count, axis=1, out=count)[:, :-1] > 0
 
 
 def _crossings(
-  edges: _Edges, top: int, bottom: int, width: int
+  edges: _Edges, top: int, bottom: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Ring, row and column of each crossing; rows count from `top`."""
+  """Ring and row of each crossing, and the first pixel right of it."""
   (here,) = np.nonzero((edges.first < bottom) & (edges.last > top))
   first = np.maximum(edges.first[here], top)
   count = np.minimum(edges.last[here], bottom) - first
@@ -132,5 +148,4 @@ def _crossings(
   row += np.repeat(first, count)
   down = row + 0.5 - edges.y[edge]
   crossing = edges.x[edge] + down * edges.run[edge] / edges.rise[edge]
-  column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
-  return edges.ring[edge], row - top, column
+  return edges.ring[edge], row, np.ceil(crossing - 0.5)

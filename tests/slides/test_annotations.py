@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 from skimage import draw
 
 from jaxmed.slides import annotations, scanline
@@ -141,3 +142,85 @@ def test_outlines_enclose_what_they_were_drawn_around():
   assert sorted(len(polygon.holes) for polygon in polygons) == [0, 1]
   mask = annotations.rasterise(polygons, 100, 80, downsample=2)
   assert (mask != (level > 0)).mean() < 0.01
+
+
+def test_nothing_is_known_where_a_map_has_no_number():
+  level = np.full((6, 7), np.nan)
+  assert annotations.outlines(level) == []
+  level[2:4, 3:5] = 1
+  (polygon,) = annotations.outlines(level)
+  mask = annotations.rasterise([polygon], 7, 6)
+  np.testing.assert_array_equal(mask, level == 1)
+
+
+ISLAND = Polygon(np.array([(24.0, 24), (28, 24), (28, 28), (24, 28)]))
+LAKE = Polygon(
+  SQUARE.points, holes=(np.array([(20.0, 20), (20, 32), (32, 32), (32, 20)]),)
+)
+
+
+def test_a_hole_of_one_polygon_leaves_the_island_in_it():
+  mask = annotations.rasterise([ISLAND, LAKE], 60, 50)
+  assert mask.sum() == 30 * 40 - 12 * 12 + 4 * 4
+  assert mask[24:28, 24:28].all()
+  excluded = _ring((0, 0), (60, 0), (60, 26), (0, 26), group='None')
+  mask = annotations.rasterise([ISLAND, LAKE, excluded], 60, 50)
+  assert not mask[:26].any() and mask[26:28, 24:28].all()
+
+
+def test_area():
+  assert annotations.area(SQUARE) == 30 * 40
+  assert annotations.area(LAKE) == 30 * 40 - 12 * 12
+  turned = Polygon(SQUARE.points[::-1] + 1e6)
+  assert annotations.area(turned) == pytest.approx(30 * 40)
+  rng = np.random.default_rng(0)
+  level = ndimage.gaussian_filter(rng.normal(size=(200, 300)), 12)
+  polygons = annotations.outlines(level, (3.0, 2.0))
+  assert any(polygon.holes for polygon in polygons)
+  total = sum(map(annotations.area, polygons))
+  assert total == pytest.approx(6 * (level > 0).sum(), rel=0.01)
+
+
+def test_holes_are_written_as_asap_knows_them(tmp_path):
+  path = tmp_path / 'a.xml'
+  annotations.write_xml(path, [LAKE])
+  outer, hole = annotations.read_xml(path)
+  assert outer.group == 'Tumor' and hole.group == 'Exclusion'
+  # With an island an exclusion would take it away.
+  for polygons in ([LAKE, ISLAND], [ISLAND, LAKE]):
+    annotations.write_xml(path, polygons)
+    again = annotations.read_xml(path)
+    assert not any(polygon.hole for polygon in again)
+    np.testing.assert_array_equal(
+      annotations.rasterise(again, 60, 50),
+      annotations.rasterise(polygons, 60, 50),
+    )
+  excluded = Polygon(LAKE.points, '_2', holes=LAKE.holes)
+  annotations.write_xml(path, [SQUARE, excluded])
+  mask = annotations.rasterise(annotations.read_xml(path), 60, 50)
+  assert mask.sum() == 12 * 12
+
+
+def test_xml_keeps_every_digit_and_the_colour(tmp_path):
+  path = tmp_path / 'a.xml'
+  points = np.random.default_rng(0).uniform(0, 1e5, (50, 2))
+  ring = Polygon(points, '_1', 'Annotation "ä" <1>', colour=(1, 171, 255))
+  annotations.write_xml(path, [ring])
+  (again,) = annotations.read_xml(path)
+  np.testing.assert_array_equal(again.points, points)
+  assert (again.name, again.group) == (ring.name, '_1')
+  assert again.colour == (1, 171, 255)
+  path.write_text(path.read_text().replace('#01ABFF', 'red'))
+  assert annotations.read_xml(path)[0].colour is None
+
+
+def test_dots_and_lines_have_no_area(tmp_path):
+  path = tmp_path / 'a.xml'
+  annotations.write_xml(path, [SQUARE])
+  text = path.read_text()
+  assert len(annotations.read_xml(path)) == 1
+  for kind in ('Dot', 'PointSet', 'Measurement'):
+    path.write_text(text.replace('Type="Polygon"', f'Type="{kind}"'))
+    assert annotations.read_xml(path) == []
+  path.write_text(text.replace('Type="Polygon"', 'Type="Spline"'))
+  assert len(annotations.read_xml(path)) == 1
