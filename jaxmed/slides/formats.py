@@ -15,7 +15,7 @@ import tifffile
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxmed.slides import chain, jpeg, ome
+from jaxmed.slides import directories, jpeg, ome
 
 PICTURE_PIXELS = 100_000_000  # Of a picture that is decoded whole.
 COARSEST = 20.0  # µm a pixel; a coarser resolution is that of a printer.
@@ -88,7 +88,7 @@ def open_file(path: pathlib.Path) -> '_Whole | _Tiff | _Picture':
   vendor = openslide.OpenSlide.detect_format(path)
   if vendor in (None, 'generic-tiff'):
     if _is_tiff(path):
-      chain.check(path)
+      directories.check(path)
       tiff = tifffile.TiffFile(path, _multifile=False)
       if vendor is None or tiff.is_ome:
         return _Tiff(tiff)
@@ -96,7 +96,7 @@ def open_file(path: pathlib.Path) -> '_Whole | _Tiff | _Picture':
     elif _is_picture(path):
       return _Picture(path)
   elif vendor in TIFF_VENDORS:
-    chain.check(path)
+    directories.check(path)
   return _Whole(path, vendor)
 
 

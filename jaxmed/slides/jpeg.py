@@ -23,6 +23,8 @@ CACHE_BYTES = 32 << 20  # Of decoded tiles: neighbouring regions share them.
 SEEN = 1 << 16  # Tiles that are remembered to have been read.
 START_OF_SCAN = b'\xff\xda'
 END_OF_IMAGE = b'\xff\xd9'
+GRAY = 128
+HOLE = bytes(32)  # As a lost block of a disk; rare in what was written.
 # In a scan 0xff is followed by 0, a restart marker or another 0xff.
 STRAY_MARKER = re.compile(b'\xff[^\x00\xd0-\xd7\xff]')
 
@@ -110,9 +112,15 @@ class Plane:
       sparse,
     )
 
-  def decode(self, data: bytes) -> UInt8[np.ndarray, 'height width 3']:
+  def decode(
+    self, data: bytes, out: np.ndarray | None = None
+  ) -> UInt8[np.ndarray, 'height width 3']:
     return imagecodecs.jpeg8_decode(
-      data, tables=self.tables, colorspace=self.colour, outcolorspace='RGB'
+      data,
+      tables=self.tables,
+      colorspace=self.colour,
+      outcolorspace='RGB',
+      out=out,
     )
 
 
@@ -130,6 +138,7 @@ class Tiles:
     self._lock = threading.Lock()
     self._cache, self._cached = collections.OrderedDict(), 0
     self._seen: set[tuple[int, int]] = set()
+    self._own = threading.local()
 
   def close(self) -> None:
     if self._file >= 0:
@@ -162,20 +171,45 @@ class Tiles:
     pixels = self._decode(tile) if kept is None else kept.copy()
     return pixels[: tile.height, : tile.width]
 
+  def encoded(self, tile: Tile) -> bytes | None:
+    """A tile as a JPEG file, its pixels coded as they are here.
+
+    None where it has no bytes and shows the background.
+    """
+    self._decode(tile, self._scratch(tile.level))  # Raises if it is broken.
+    plane = self._planes[tile.level]
+    count = int(plane.counts[tile.index])
+    if not count:
+      return None
+    data = os.pread(self._file, count, int(plane.offsets[tile.index]))
+    try:
+      return jpeg_stream.whole_file(data, plane.tables, plane.colour)
+    except ValueError as error:
+      raise DecodeError(str(error)) from error
+
   def copy(self, tile: Tile, region: np.ndarray, x: int, y: int) -> None:
     """Copies what a tile has of a region that begins at x and y.
 
     A tile that is wholly in the region is needed but once, where regions don't
-    overlap. Where they do it comes again, and is kept from then on: memory
-    for it costs as much as a good part of its decoding.
+    overlap. Where they do it comes again, and is kept from then on.
     """
     pixels = self._kept(tile)
     if pixels is None:
-      pixels = self._decode(tile)
-      with self._lock:
-        if not tile.inside(region, x, y) or self._again(tile):
-          self._keep(tile, pixels)
+      if not tile.inside(region, x, y) or self._again(tile):
+        pixels = self._decode(tile)
+        self._keep(tile, pixels)
+      else:
+        pixels = self._decode(tile, self._scratch(tile.level))
     tile.copy(pixels, region, x, y)
+
+  def _scratch(self, level: int) -> np.ndarray:
+    """Memory of this thread that is warm already, for a tile."""
+    plane = self._planes[level]
+    shape = plane.tile_height, plane.tile_width, 3
+    pixels = getattr(self._own, 'pixels', None)
+    if pixels is None or pixels.shape != shape:
+      pixels = self._own.pixels = np.empty(shape, np.uint8)
+    return pixels
 
   def _kept(self, tile: Tile) -> np.ndarray | None:
     key = tile.level, tile.index
@@ -187,38 +221,26 @@ class Tiles:
   def _again(self, tile: Tile) -> bool:
     """Whether a tile has been asked for before, of late."""
     key = tile.level, tile.index
-    if key in self._seen:
-      return True
-    if len(self._seen) >= SEEN:
-      self._seen.clear()
-    self._seen.add(key)
+    with self._lock:
+      if key in self._seen:
+        return True
+      if len(self._seen) >= SEEN:
+        self._seen.clear()
+      self._seen.add(key)
     return False
 
   def _keep(self, tile: Tile, pixels: np.ndarray) -> None:
     key = tile.level, tile.index
-    if key not in self._cache:
-      self._cache[key] = pixels
-      self._cached += pixels.nbytes
-      while self._cached > CACHE_BYTES:
-        self._cached -= self._cache.popitem(last=False)[1].nbytes
+    with self._lock:
+      if key not in self._cache:
+        self._cache[key] = pixels
+        self._cached += pixels.nbytes
+        while self._cached > CACHE_BYTES:
+          self._cached -= self._cache.popitem(last=False)[1].nbytes
 
-  def encoded(self, tile: Tile) -> bytes | None:
-    """A tile as a JPEG file, its pixels coded as they are here.
-
-    None where it has no bytes and shows the background.
-    """
-    self.take(tile)  # Raises where it is broken.
-    plane = self._planes[tile.level]
-    count = int(plane.counts[tile.index])
-    if not count:
-      return None
-    data = os.pread(self._file, count, int(plane.offsets[tile.index]))
-    try:
-      return jpeg_stream.whole_file(data, plane.tables, plane.colour)
-    except ValueError as error:
-      raise DecodeError(str(error)) from error
-
-  def _decode(self, tile: Tile) -> UInt8[np.ndarray, 'height width 3']:
+  def _decode(
+    self, tile: Tile, out: np.ndarray | None = None
+  ) -> UInt8[np.ndarray, 'height width 3']:
     plane = self._planes[tile.level]
     shape = plane.tile_height, plane.tile_width, 3
     if tile.index >= len(plane.offsets):
@@ -231,17 +253,32 @@ class Tiles:
       raise DecodeError(f'{len(data)} bytes of {count} are there')
     check_markers(data)
     try:
-      pixels = plane.decode(data)
-      whole = (
-        not _flat_end(pixels) or (pixels == plane.decode(_pad(data))).all()
-      )
+      pixels = plane.decode(data, out)
+      fault = _fault(plane, data, pixels)
     except Exception as error:  # The codec has its own types of error.
       raise DecodeError(str(error)) from error
-    if not whole:
-      raise DecodeError('its JPEG ends too soon')
+    if fault:
+      raise DecodeError(fault)
     if pixels.shape != shape:
       raise DecodeError(f'its JPEG is {pixels.shape}, expected {shape}')
     return pixels
+
+
+def _fault(plane: Plane, data: bytes, pixels: np.ndarray) -> str:
+  """What the codec has passed over: data that is too short or too long.
+
+  To be sure takes another decoding, done where there is a reason to doubt.
+  """
+  # After its data has run out, all that the codec gives is middle gray.
+  if (
+    pixels[-1, -1, 0] == GRAY
+    and (pixels[-8:, -8:] == GRAY).all()
+    and (pixels != plane.decode(_padded(data))).any()
+  ):
+    return 'its JPEG ends too soon'
+  if HOLE in data and (pixels == plane.decode(_shortened(data))).all():
+    return 'its JPEG has a hole'
+  return ''
 
 
 def check_markers(data: bytes) -> None:
@@ -257,16 +294,13 @@ def check_markers(data: bytes) -> None:
     raise DecodeError(f'its JPEG has a stray marker at byte {stray.start()}')
 
 
-def _flat_end(pixels: np.ndarray) -> bool:
-  """Whether the last block has one colour, as after data has run out.
-
-  The codec then goes on silently. Empty glass looks the same; see `_pad`.
-  """
-  corner = pixels[-8:, -8:].reshape(-1, 3)
-  return bool((corner == corner[0]).all())
-
-
-def _pad(data: bytes) -> bytes:
+def _padded(data: bytes) -> bytes:
   """A JPEG with more data before its end; a whole one decodes as before."""
   end = data.rfind(END_OF_IMAGE)
   return data[:end] + b'\x53\xa6\x2d\x91' * 8 + data[end:]
+
+
+def _shortened(data: bytes) -> bytes:
+  """A JPEG with less data before its end; a whole one loses its last blocks."""
+  end = data.rfind(END_OF_IMAGE)
+  return data[: end - 16] + data[end:]

@@ -45,7 +45,7 @@ def pixel_size(
 ) -> tuple[str, str]:
   """Micrometres per pixel in x and y of the image with the page's size."""
   root = defusedxml.ElementTree.fromstring(tiff.ome_metadata)
-  for pixels in root.iter('{*}Pixels'):
+  for pixels in root.findall('.//{*}Pixels'):
     size = pixels.get('SizeX'), pixels.get('SizeY')
     if size == (str(page.imagewidth), str(page.imagelength)):
       x, y = _length(pixels, 'X'), _length(pixels, 'Y')
