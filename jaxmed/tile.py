@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
-from jaxmed.datasets import crew, write
+from jaxmed.datasets import beam, crew, write
 from jaxmed.datasets import slides as slide_set
 from jaxmed.datasets.surveys import Planned
+from jaxmed.datasets.write import Work
 from jaxmed.errors import UserError
 
 SHOWN = 10  # Failures that a summary lists.
@@ -36,29 +37,23 @@ def data_config(
   )
 
 
-def tile(
-  config: ConfigDict,
-  out: pathlib.Path,
-  workers: int | None = None,
-  beam: Sequence[str] = (),
-) -> list[str]:
-  """Writes the data set into `out`, or what is left of it.
+def workforce(workers: int | None = None, flags: Sequence[str] = ()) -> Work:
+  """Who does the tasks: processes of this machine, or a Beam pipeline.
 
   Args:
-    config: of `data_config`.
-    out: the folder, made if need be.
-    workers: how many processes read; as many as there are cores if None.
-    beam: flags of a Beam pipeline, such as --runner=DirectRunner, which does
-      the work then.
-
-  Returns:
-    what could not be read, an item and its reason each.
+    workers: at most so many processes; as many as there are cores if None.
+    flags: of the pipeline, such as --runner=DirectRunner, if there is one.
   """
-  work = functools.partial(crew.run_all, workers=workers)
-  if beam:
-    from jaxmed.datasets import beam as pipelines
+  if flags:
+    return functools.partial(beam.run_all, flags=flags)
+  return functools.partial(crew.run_all, workers=workers)
 
-    work = functools.partial(pipelines.run_all, flags=beam)
+
+def tile(config: ConfigDict, out: pathlib.Path, work: Work) -> list[str]:
+  """Writes the data set of a config into `out`, or what is left of it.
+
+  Returns what could not be read, an item and its reason each.
+  """
   try:
     write.prepare(config, directory=out.absolute(), work=work)
   except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -77,15 +72,16 @@ def _failures(out: pathlib.Path) -> list[str]:
 
 def summary(out: pathlib.Path, failures: Sequence[str]) -> str:
   """What is in a data set, and what is not, for people."""
-  index = pq.read_table(out / 'index.parquet', columns=['split', 'label'])
-  splits = collections.Counter(index['split'].to_pylist())
-  lesions = sum(label == 1 for label in index['label'].to_pylist())
-  slides = pq.read_metadata(out / 'slides.parquet').num_rows
-  size = json.loads((out / 'dataset.json').read_text())['bytes']
+  index = pq.read_table(
+    out / 'index.parquet', columns=['group', 'split', 'label']
+  ).to_pydict()
+  splits = collections.Counter(index['split'])
   counts = ', '.join(f'{splits[s]:,} {s}' for s in write.SPLITS if splits[s])
+  size = json.loads((out / 'dataset.json').read_text())['bytes']
   lines = [
-    f'{len(index):,} tiles of {slides} slides in {out}: {counts}; {lesions:,} '
-    f'with a lesion; {size / 1e6:,.1f} MB.'
+    f'{len(index["split"]):,} tiles of {len(set(index["group"]))} slides in '
+    f'{out}: {counts}; {index["label"].count(1):,} with a lesion; '
+    f'{size / 1e6:,.1f} MB.'
   ]
   lines += _told(failures, 'could not be read (failures.jsonl)')
   lines.append(
@@ -102,18 +98,18 @@ def _told(failures: Sequence[str], said: str) -> list[str]:
   lines += [f'  {" ".join(one.split())}' for one in failures[:SHOWN]]
   if len(failures) > SHOWN:
     lines.append(f'  and {len(failures) - SHOWN} more.')
+  if any('the option mpp=' in one for one in failures):
+    lines.append('  (That option is --slide_mpp here.)')
   return lines
 
 
-def dry_run(
-  config: ConfigDict, workers: int | None = None
-) -> tuple[str, list[str]]:
+def dry_run(config: ConfigDict, work: Work) -> tuple[str, list[str]]:
   """What `tile` would write, from tissue and outlines alone; and failures."""
   builder = write.builder(config.name)
   with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder)
-    tasks = builder.surveys(config, directory)
-    crew.run_all(tasks, f'survey {config.name}', 'slides', workers=workers)
+    surveys = builder.surveys(config, directory)
+    work(surveys, f'survey {config.name}', 'slides')
     planned = builder.plan(config, directory)
     sizes = [shard.bytes for shard in builder.shards(config, directory)]
   failures = [

@@ -116,6 +116,8 @@ def run(parsed: argparse.Namespace) -> tuple[str, list[str]]:
   """Does what is asked; returns what to say, and what could not be read."""
   from jaxmed import tile
 
+  if parsed.beam_flags and not parsed.beam_runner:
+    raise UserError('--beam_flags needs --beam_runner.')
   if parsed.workers is not None and parsed.workers < 1:
     raise UserError(f'--workers is {parsed.workers}; it has to be at least 1.')
   options = {
@@ -133,11 +135,11 @@ def run(parsed: argparse.Namespace) -> tuple[str, list[str]]:
     'quality': parsed.quality,
   }
   config = tile.data_config(parsed.slides, parsed.size, options)
+  flags = shlex.split(parsed.beam_flags)
+  if parsed.beam_runner:
+    flags = [f'--runner={parsed.beam_runner}', *flags]
+  work = tile.workforce(parsed.workers, flags)
   if parsed.dry_run:
-    return tile.dry_run(config, parsed.workers)
-  beam = parsed.beam_runner and [
-    f'--runner={parsed.beam_runner}',
-    *shlex.split(parsed.beam_flags),
-  ]
-  failures = tile.tile(config, parsed.out, parsed.workers, beam or ())
+    return tile.dry_run(config, work)
+  failures = tile.tile(config, parsed.out, work)
   return tile.summary(parsed.out, failures), failures

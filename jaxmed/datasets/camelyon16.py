@@ -16,9 +16,9 @@ Some of the slides will do. Of 270 for training and 129 for testing:
   the domain is A where pixels have the size of Radboud's scanner (0.243 um),
     and B where they have that of Utrecht's (0.226 um).
 
-Tiles of the side `tile` (or data.size) are drawn at random from those of all slides together; the
-column `draw` is a tile's place in that order, within its split and label, so
-that fewer are the first of more. `protocol` says of which:
+Tiles of the side `tile` (or data.size) are drawn at random from those of all
+slides together; the column `draw` is a tile's place in that order, within its
+split and label, so that fewer are the first of more. `protocol` says of which:
   munit: tiles side by side, on the tissue of CODAIT's filter. For training
     80,000 healthy ones and 25,000 of cancer, both at least 0.9 tissue, the
     latter at least 0.9 lesion; for testing those of the tumour slides with

@@ -97,8 +97,8 @@ def prepare(
         raise
       raise errors.UserError(
         f'The disk of {directory.parent} is full. Make room, or set '
-        '--config.data.dir or $JAXMED_DATA to another disk; what is written '
-        'is kept, and the next call goes on from there.'
+        '--config.data.dir or $JAXMED_DATA (or --out) to another disk; what '
+        'is written is kept, and the next call goes on from there.'
       ) from error
   return directory
 
@@ -227,7 +227,7 @@ def _check_room(module, needed: int, directory: pathlib.Path) -> None:
     raise errors.UserError(
       f'The records of {module.NAME} need about {needed / 1e9:.2f} GB, and '
       f'{directory.parent} has {free / 1e9:.2f} GB free. Make room, or set '
-      '--config.data.dir or $JAXMED_DATA to another disk.'
+      '--config.data.dir or $JAXMED_DATA (or --out) to another disk.'
     )
 
 

@@ -20,7 +20,7 @@ def whole_file(tile: bytes, tables: bytes | None, colour: str) -> bytes:
   body = struct.pack('>HHHB', 100, 0, 0, TRANSFORMS[colour])
   adobe = b'\xff\xee' + struct.pack('>H', 14) + b'Adobe' + body
   parts = [START, adobe]
-  for stream in filter(None, (tables, tile)):
+  for stream in (tables, tile) if tables else (tile,):
     parts += [
       segment
       for marker, segment in _segments(stream)

@@ -29,17 +29,17 @@ def fabricate(root: pathlib.Path, side: int = SIDE) -> pathlib.Path:
     (training / folder).mkdir(parents=True)
   for folder in ('images', 'lesion_annotations'):
     (testing / folder).mkdir(parents=True)
-  normal = {domain: _draw(domain, side) for domain in 'AB'}
-  tumour = _draw('A', side, DIAMETERS)
+  normal = {domain: draw(domain, side) for domain in 'AB'}
+  tumour = draw('A', side, DIAMETERS)
   turn = 0
 
   def write(drawn, path, domain, outlines=None):
     nonlocal turn
-    turned = _turned(drawn, turn)
+    now = turned(drawn, turn)
     turn += 1
-    phantom.write_slide(path, turned.pixels, MPP[domain])
+    phantom.write_slide(path, now.pixels, MPP[domain])
     if outlines:
-      annotations.write_xml(outlines / f'{path.stem}.xml', turned.lesions)
+      annotations.write_xml(outlines / f'{path.stem}.xml', now.lesions)
 
   for number, domain in NORMAL.items():
     path = training / f'normal/normal_{number:03d}.tif'
@@ -70,7 +70,7 @@ def rearrange(root: pathlib.Path, other: pathlib.Path) -> pathlib.Path:
   return other
 
 
-def _draw(
+def draw(
   domain: str, side: int, lesions: tuple[float, ...] = ()
 ) -> phantom_tissue.Drawn:
   return phantom_tissue.draw(
@@ -85,7 +85,7 @@ def _draw(
   )
 
 
-def _turned(drawn: phantom_tissue.Drawn, times: int) -> phantom_tissue.Drawn:
+def turned(drawn: phantom_tissue.Drawn, times: int) -> phantom_tissue.Drawn:
   """A square slide turned by quarters, and mirrored every other round."""
   side = len(drawn.pixels)
   pixels, rings = drawn.pixels, [one.rings for one in drawn.lesions]
