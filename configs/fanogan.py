@@ -1,4 +1,4 @@
-"""f-AnoGAN: --config=configs/fanogan.py[:phantom|folder|paper|camelyon16|tiny]."""
+"""f-AnoGAN: --config=configs/fanogan.py, or configs/fanogan.py:PRESET."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""PatchCore: --config=configs/patchcore.py[:phantom|folder|wrn50|camelyon16|tiny].
+"""PatchCore: --config=configs/patchcore.py, or configs/patchcore.py:PRESET.
 
 Until trained trunks are there, `small` is an untrained one, and says so:
 `model.weights` must be `random`.

@@ -335,6 +335,10 @@ def _options(data_config: ConfigDict) -> dict[str, Any]:
     )
   if options['method'] not in tissue.METHODS:
     raise errors.unknown('tissue method', options['method'], tissue.METHODS)
+  if data_config.get('size', 2) < 2:
+    raise errors.UserError(
+      f'A tile has at least 2 px, and data.size (--size) is {data_config.size}.'
+    )
   shares = options['train'] + options['validation']
   for name, allowed in (
     ('tissue', 0 <= options['tissue'] <= 1),
@@ -347,7 +351,7 @@ def _options(data_config: ConfigDict) -> dict[str, Any]:
   ):
     if not allowed:
       raise errors.UserError(
-        f'The option {name} of the data set slides is {options[name]}: out of '
-        'bounds.'
+        f'The option {name} of the data set slides is {options[name]}, which '
+        'is out of bounds.'
       )
   return options
