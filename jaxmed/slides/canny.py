@@ -60,7 +60,7 @@ def _ridges(
   vertical = np.where(falls, steep > flat, steep >= flat)
   long, short = np.maximum(steep, flat), np.minimum(steep, flat)
   weight = np.divide(short, long, out=np.zeros_like(long), where=long > 0)
-  # Of the half of neighbours that come after this pixel: beside and corner.
+  # Steps to the two neighbours on one side; on the other they are opposite.
   index = np.arange(rows * columns).reshape(rows, columns)[inner]
   corner = np.where(falls, columns + 1, 1 - columns)
   beside = np.where(vertical, np.where(falls, columns, -columns), 1)

@@ -5,7 +5,8 @@ too green, not gray and not pen; for a slide at 1/32. The older `tile_checks`
 of its preprocessing.py look at one tile at a time: whether it is full of edges,
 and whether it absorbs light. The numbers are the authors'.
 
-Two of their slips can be had with `strict=True`; see `tissue_share`.
+A slip of theirs, at pixels whose channels add up to 256 or 512, can be had
+with `strict=True`; see `tissue_share`.
 """
 
 import math
@@ -74,6 +75,7 @@ PENS = (  # Rules, and which channels must lie above.
   (BLUE_PEN, (False, False, True)),
 )
 GRAY_WEIGHTS = (0.2125, 0.7154, 0.0721)
+EDGE_RADIUS, DENSE_RADIUS = 10, 2  # By which the checks' marks grow.
 BETA = 0.15  # Smallest optical density of tissue, in every channel.
 
 
@@ -164,7 +166,7 @@ def keep_tile(
 def tile_checks(tile: Image, beta: float = BETA) -> tuple[Marked, Marked]:
   """Tissue by its edges, and by its optical density."""
   dense = optical_density(tile).min(axis=-1) >= beta
-  return _grown(edges(tile), 10), _grown(dense, 2)
+  return _grown(edges(tile), EDGE_RADIUS), _grown(dense, DENSE_RADIUS)
 
 
 def edges(tile: Image) -> Marked:

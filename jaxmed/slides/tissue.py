@@ -7,6 +7,8 @@ green and black pen; eosin and haematoxylin leave blue light alone more than a
 red pen does.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
@@ -22,6 +24,7 @@ INK = 0.35  # Of the palest pen that is told from tissue by its colour.
 INK_MARGIN = 12.0  # Micrometres around a pen stroke that are not trusted.
 SMALLEST_TISSUE = 3000.0  # Square micrometres; less is dust.
 SMALLEST_HOLE = 300.0  # A smaller hole belongs to the tissue: a capillary.
+BAND = 256  # Rows whose densities are in memory at a time.
 OUTLINE = (27, 158, 90)  # Green, which no stain has.
 
 
@@ -84,12 +87,15 @@ def find_tissue(
   image: UInt8[np.ndarray, 'height width 3'], mpp: float
 ) -> Bool[np.ndarray, 'height width']:
   """Tissue of a picture of a whole slide; see `tissue_mask`."""
-  density = optical_density(image)
-  ink = find_ink(density)
-  ink = ndimage.binary_opening(ink, np.ones((2, 2)))
-  ink = _around(ink, INK_MARGIN / mpp)
-  tissue = (density[..., 1] > ABSORBS) & ~ink
-  tissue = ndimage.binary_opening(tissue, np.ones((2, 2)))
+  glass = _glass(image)
+  ink, tissue = (np.empty(image.shape[:2], bool) for _ in range(2))
+  for top in range(0, len(image), BAND):
+    rows = slice(top, top + BAND)
+    density = optical_density(image[rows], glass)
+    ink[rows] = find_ink(density)
+    tissue[rows] = density[..., 1] > ABSORBS
+  ink = _around(_opened(ink), INK_MARGIN / mpp)
+  tissue = _opened(tissue & ~ink)
   tissue = _without_small(tissue, SMALLEST_TISSUE / mpp**2)
   holes = ~tissue & ~ink
   return tissue | (holes & ~_without_small(holes, SMALLEST_HOLE / mpp**2))
@@ -97,24 +103,32 @@ def find_tissue(
 
 def optical_density(
   image: UInt8[np.ndarray, 'height width 3'],
+  glass: Sequence[float] | None = None,
 ) -> Float32[np.ndarray, 'height width 3']:
   """Absorbed light, as minus the logarithm of its share of the glass's."""
-  # Glass is the brightest thing on a slide, if the slide shows any. There are
-  # 256 values, so that few logarithms and no sorting are needed.
-  values = np.arange(256, dtype=np.float32)
-  density = np.empty(image.shape, np.float32)
-  for channel in range(3):
-    plane = image[..., channel]
-    glass = np.float32(np.clip(_percentile(plane, 99), 225, 255))
-    density[..., channel] = -np.log((values + 1) / (glass + 1))[plane]
-  return density
+  glass = _glass(image) if glass is None else glass
+  values = np.arange(1, 257, dtype=np.float32)  # Few logarithms are needed.
+  planes = np.empty((3, *image.shape[:2]), np.float32)
+  for channel, white in enumerate(glass):
+    table = -np.log(values / np.float32(white + 1))
+    planes[channel] = table[image[..., channel]]
+  return np.moveaxis(planes, 0, -1)
+
+
+def _glass(image: UInt8[np.ndarray, 'height width 3']) -> list[float]:
+  """Each channel of the brightest thing on a slide, if it shows any glass."""
+  whites = [_percentile(image[..., channel], 99) for channel in range(3)]
+  return [float(np.clip(white, 225, 255)) for white in whites]
 
 
 def _percentile(
   plane: UInt8[np.ndarray, 'height width'], share: float
 ) -> float:
   """As NumPy's, by counting."""
-  order = np.bincount(plane.ravel(), minlength=256).cumsum()
+  counts = np.zeros(256, np.int64)
+  for top in range(0, len(plane), BAND):
+    counts += np.bincount(plane[top : top + BAND].ravel(), minlength=256)
+  order = counts.cumsum()
   place = share / 100 * (plane.size - 1)
   low, high = np.searchsorted(order, (int(place), int(np.ceil(place))), 'right')
   return low + (high - low) * (place % 1)
@@ -129,6 +143,18 @@ def find_ink(
   gray = (blue > 2 * INK) & (np.minimum(red, blue) > 0.85 * green)
   warm = (blue > INK) & (blue > 0.65 * green) & (red < 0.5 * blue)
   return cold | gray | warm
+
+
+def _opened(
+  mask: Bool[np.ndarray, 'height width'],
+) -> Bool[np.ndarray, 'height width']:
+  """The pixels that lie in a marked square of four."""
+  squares = mask[1:, 1:] & mask[1:, :-1] & mask[:-1, 1:] & mask[:-1, :-1]
+  opened = np.zeros_like(mask)
+  for rows in (slice(1, None), slice(-1)):
+    for columns in (slice(1, None), slice(-1)):
+      opened[rows, columns] |= squares
+  return opened
 
 
 def _around(

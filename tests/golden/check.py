@@ -108,7 +108,7 @@ def compare(manifest: dict, module, ours: dict, theirs: dict) -> list[Line]:
     elif other.dtype.kind not in 'fc':
       differing = float(np.mean(one != other)) if other.size else 0.0
       allowed = _given(name, manifest, module) or 0.0
-      note = 'differing' if allowed else 'exact'
+      note = 'share that differs' if allowed else 'exact'
       lines.append(Line(name, differing, allowed, note))
     else:
       lines.append(_line(name, manifest, module, one, theirs))

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -136,9 +137,10 @@ def test_inputs_are_not_compared():
   assert not {'extra_tiles', 'thumb'} & set(lines(HERE / 'tissue'))
 
 
-def test_the_command_says_what_data_a_case_needs(capsys, monkeypatch):
-  monkeypatch.setattr(tissue, 'ROOT', HERE / 'nowhere' / 'repository')
-  assert command.main([str(HERE / 'tissue')]) == 1
+def test_the_command_says_what_data_a_case_needs(tmp_path, capsys, monkeypatch):
+  shutil.copytree(HERE / 'tissue', tmp_path / 'tissue')
+  monkeypatch.setattr(tissue, 'ROOT', tmp_path / 'nowhere' / 'repository')
+  assert command.main([str(tmp_path / 'tissue')]) == 1
   assert 'needs shared/data/' in capsys.readouterr().err
 
 

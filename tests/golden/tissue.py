@@ -21,10 +21,11 @@ def compute(manifest, directory):
   constants = manifest['hyperparameters']
   with np.load(directory / 'outputs.npz') as outputs:
     extra, thumb = outputs['extra_tiles'], outputs['thumb']
-  files = _files(constants)
+  places = ROOT.parent, *directory.resolve().parents
+  files = _files(constants, places)
   return {
     **_tiles(files, extra, constants),
-    **_slide(constants),
+    **_slide(constants, places),
     **_thumb(thumb, constants),
   }
 
@@ -37,16 +38,16 @@ def tolerance(name, manifest):
   return allowed.get(name, 1e-9 if name in exact else None)
 
 
-def _shared(path: str) -> pathlib.Path:
-  """A path as the manifest gives it, beside the repository."""
-  found = ROOT.parent / path
-  if not found.exists():
-    raise check.NoData(f'needs {path}, expected at {found}')
-  return found
+def _find(path: str, places) -> pathlib.Path:
+  """A path as the manifest gives it: beside the repository, or the case."""
+  for place in places:
+    if (place / path).exists():
+      return place / path
+  raise check.NoData(f'needs {path}, expected at {places[0] / path}')
 
 
-def _files(constants) -> list[np.ndarray]:
-  folder = _shared(constants['files_root'])
+def _files(constants, places) -> list[np.ndarray]:
+  folder = _find(constants['files_root'], places)
   images = []
   for name in constants['files']:
     with Image.open(folder / name) as image:
@@ -103,9 +104,9 @@ def _kept(tile) -> list[float]:
   return [green.mean(), gray.mean(), both.mean(), 100 * share]
 
 
-def _slide(constants) -> dict:
+def _slide(constants, places) -> dict:
   # The original read it with OpenSlide.
-  slide = reader.Slide(_shared(constants['slide']), mpp=1.0, direct=False)
+  slide = reader.Slide(_find(constants['slide'], places), mpp=1.0, direct=False)
   level = constants['slide_level']
   plane = slide.levels[level]
   image = slide.read(0, 0, plane.width, plane.height, level)

@@ -141,6 +141,13 @@ def test_density_is_the_logarithm_of_what_glass_lets_through():
     assert tissue._percentile(plane, share) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize('shape', [(40, 60), (1, 9), (9, 1), (2, 2)])
+def test_opening_is_that_by_four_pixels(shape):
+  mask = np.random.default_rng(2).random(shape) < 0.7
+  expected = ndimage.binary_opening(mask, np.ones((2, 2)))
+  assert (tissue._opened(mask) == expected).all()
+
+
 @pytest.mark.parametrize('radius', [0.5, 1, 2.5, 3, 12, 99])
 def test_around_is_a_distance(radius):
   mask = np.random.default_rng(1).random((40, 60)) < 0.004
