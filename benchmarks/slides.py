@@ -5,9 +5,10 @@
 Sections (all, unless some are named):
   reading  tiles of a phantom slide, beside bare JPEG decoding and OpenSlide
 
-Sides of a comparison take short turns in one process; each side's best turn
-counts, and the ratio of the processor time that a tile takes stands beside it,
-which says more where other programs run.
+Sides of a comparison take short turns; each side's best turn counts, and the
+ratio of this process's processor time that a tile takes stands beside it, which
+says more where other programs run. For guarded sides it says nothing: most of
+their work is done in other processes.
 """
 
 import argparse

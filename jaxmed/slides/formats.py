@@ -17,7 +17,8 @@ from PIL import Image
 
 from jaxmed.slides import directories, jpeg, ome
 
-PICTURE_PIXELS = 100_000_000  # Of a picture that is decoded whole.
+WHITE = 255, 255, 255
+PICTURE_PIXELS = 1 << 26  # Of a picture that is decoded whole.
 COARSEST = 20.0  # µm a pixel; a coarser resolution is that of a printer.
 OPEN_FILES = 4  # In each helper.
 PIECE_BYTES = 32 << 20  # Of decoded tiles or strips that are kept.
@@ -41,7 +42,7 @@ class Facts:
 
   levels: tuple[tuple[int, int, float], ...]
   mpp: tuple[str, str] = ('', '')
-  background: tuple[int, int, int] = (255, 255, 255)
+  background: tuple[int, int, int] = WHITE
   profile: bytes | None = None
   whole: bool = False
   planes: tuple[jpeg.Plane, ...] | None = None
@@ -151,9 +152,7 @@ class _Whole:
       self._slide.close()  # Its handle stays broken.
       self._slide = openslide.OpenSlide(self._path)
       raise
-    canvas = Image.new('RGB', region.size, self.facts.background)
-    canvas.paste(region, mask=region.getchannel('A'))
-    return np.asarray(canvas)
+    return _opaque(region, self.facts.background)
 
   def close(self) -> None:
     self._slide.close()
@@ -190,7 +189,7 @@ class _Tiff:
       self._pages = [level.keyframe for level in series.levels]
       mpp = ome.pixel_size(tiff, self._pages[0])
     else:
-      self._pages = [tiff.pages[0]]
+      self._pages = [_only_page(tiff)]
     for page in self._pages:
       _check_page(page)
     first = self._pages[0]
@@ -250,6 +249,17 @@ class _Tiff:
 
   def close(self) -> None:
     self._tiff.close()
+
+
+def _only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
+  """The first; others of its size would make a stack of it."""
+  first = tiff.pages[0]
+  same = [page for page in tiff.pages if page.shape == first.shape]
+  if len(same) > 1:
+    raise FormatError(
+      f'it is a stack of {len(same)} pictures of one size; expected one'
+    )
+  return first
 
 
 def _check_page(page: tifffile.TiffPage) -> None:
@@ -355,14 +365,20 @@ class _Picture:
     pass
 
 
-def _opaque(image: Image.Image) -> UInt8[np.ndarray, 'height width 3']:
-  """RGB; what is transparent shows white glass."""
+def _opaque(
+  image: Image.Image, background: tuple[int, int, int] = WHITE
+) -> UInt8[np.ndarray, 'height width 3']:
+  """RGB; what is transparent shows the background."""
   if image.has_transparency_data:
     image = image.convert('RGBA')
-    canvas = Image.new('RGB', image.size, 'white')
-    canvas.paste(image, mask=image.getchannel('A'))
-    return np.asarray(canvas)
-  return np.asarray(image.convert('RGB'))
+    alpha = image.getchannel('A')
+    if alpha.getextrema()[0] < 255:
+      canvas = Image.new('RGB', image.size, background)
+      canvas.paste(image, mask=alpha)
+      return np.asarray(canvas)
+  if image.mode != 'RGB':
+    image = image.convert('RGB')
+  return np.asarray(image)
 
 
 def _to_rgb(

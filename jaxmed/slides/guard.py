@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 
 PATIENCE = 4.0  # Seconds that a call may take, unless it says otherwise.
+MOST_PATIENCE = 60.0  # More, while a helper waits for storage or its turn.
+MOST_HELPERS = 16  # Each has some 60 MB, and a cache of tiles a slide.
 START_PATIENCE = 60.0  # For a helper's imports, on a machine that is busy.
 ADDRESSES = 2 << 30  # Bytes a helper may map: a header can ask for anything.
 LENGTH = struct.Struct('<Q')
@@ -50,7 +52,8 @@ class Pool:
   """
 
   def __init__(self, server: str, size: int = 0):
-    self._server, self._size = server, size or max(2, _cores())
+    self._server = server
+    self._size = size or min(max(2, _cores()), MOST_HELPERS)
     self._reset()
     os.register_at_fork(after_in_child=self._reset)
     atexit.register(self.close)
@@ -133,6 +136,7 @@ class _Helper:
 
   def __init__(self, server: str):
     self.keys: set = set()
+    self._spent = 0.0  # Processor seconds at its last answer.
     self._errors = tempfile.TemporaryFile()  # noqa: SIM115
     self._process = subprocess.Popen(
       [sys.executable, '-c', f'from {__name__} import serve; serve()', server],
@@ -150,7 +154,7 @@ class _Helper:
     self._poll = select.poll()
     self._poll.register(self._answers, select.POLLIN)
     try:
-      self._receive(time.monotonic() + START_PATIENCE)
+      self._receive(START_PATIENCE)
     except BaseException:
       self.kill()
       raise
@@ -165,32 +169,54 @@ class _Helper:
       self._process.stdin.flush()
     except OSError:
       raise self._lost() from None
-    answer, error, shape = self._receive(time.monotonic() + patience)
+    answer, error, shape, self._spent = self._receive(patience)
     if error:
       raise CallError(error)
     if shape is None:
       return answer
     pixels = np.empty(shape, np.uint8)
     # The pixels are there; only a dead or stopped process sends none.
-    self._fill(memoryview(pixels).cast('B'), time.monotonic() + PATIENCE)
+    self._fill(memoryview(pixels).cast('B'), PATIENCE)
     return pixels
 
-  def _receive(self, deadline: float) -> Any:
+  def _receive(self, patience: float) -> Any:
     length = bytearray(LENGTH.size)
-    self._fill(memoryview(length), deadline)
+    self._fill(memoryview(length), patience)
     message = bytearray(LENGTH.unpack(length)[0])
-    self._fill(memoryview(message), deadline)
+    self._fill(memoryview(message), PATIENCE)
     return pickle.loads(message)
 
-  def _fill(self, place: memoryview, deadline: float) -> None:
+  def _fill(self, place: memoryview, patience: float) -> None:
     while place:
-      left = deadline - time.monotonic()
-      if left <= 0 or not self._poll.poll(max(1, left * 1e3)):
-        raise CallError('reading it takes too long and was stopped', True)
+      self._wait(patience)
       count = os.readv(self._answers, [place])
       if not count:
         raise self._lost()
       place = place[count:]
+
+  def _wait(self, patience: float) -> None:
+    """Until there is something to read."""
+    last = time.monotonic() + MOST_PATIENCE
+    left = patience
+    while not self._poll.poll(left * 1e3):
+      if time.monotonic() > last or not self._excused(patience):
+        raise CallError('reading it takes too long and was stopped', True)
+      left = 0.1
+
+  def _excused(self, patience: float) -> bool:
+    """Whether it isn't the file's fault that no answer has come.
+
+    A slow disk is not, nor a processor that others use. What spins or sleeps
+    is. Where the system doesn't tell there is no excuse.
+    """
+    try:
+      with open(f'/proc/{self._process.pid}/stat') as file:
+        state, *rest = file.read().rpartition(')')[2].split()
+    except OSError:
+      return False
+    ticks = int(rest[10]) + int(rest[11])  # In user code and in the kernel.
+    spent = ticks / os.sysconf('SC_CLK_TCK') - self._spent
+    return state == 'D' or (state == 'R' and spent < patience)
 
   def _lost(self) -> CallError:
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -204,7 +230,8 @@ class _Helper:
       why = f'ended with code {code}'
     self._errors.seek(0)
     said = self._errors.read().decode(errors='replace').strip().splitlines()
-    last = f': {said[-1].strip()}' if said else ''
+    # Of a message only the end is the same every time.
+    last = f': {said[-1].rpartition(": ")[2].strip()}' if said else ''
     return CallError(f'the process that read it {why}{last}', True)
 
   def kill(self) -> None:
@@ -262,7 +289,7 @@ def serve() -> None:
     if isinstance(answer, np.ndarray):
       answer, pixels = None, np.ascontiguousarray(answer)
     shape = None if pixels is None else pixels.shape
-    _send(answers, pickle.dumps((answer, error, shape)))
+    _send(answers, pickle.dumps((answer, error, shape, time.process_time())))
     if pixels is not None:
       _write(answers, memoryview(pixels).cast('B'))
 

@@ -20,6 +20,7 @@ from jaxtyping import UInt8, UInt64
 from jaxmed.slides import jpeg_stream
 
 CACHE_BYTES = 32 << 20  # Of decoded tiles: neighbouring regions share them.
+MOST_BYTES = 2  # Of a JPEG, for each of its pixels'.
 SEEN = 1 << 16  # Tiles that are remembered to have been read.
 START_OF_SCAN = b'\xff\xda'
 END_OF_IMAGE = b'\xff\xd9'
@@ -246,25 +247,32 @@ class Tiles:
     if tile.index >= len(plane.offsets):
       raise DecodeError('the file lists too few tiles')
     count = int(plane.counts[tile.index])
+    if out is None:
+      out = np.empty(shape, np.uint8)
     if plane.sparse and not count:
-      return np.full(shape, self._background, np.uint8)
-    data = os.pread(self._file, count, int(plane.offsets[tile.index]))
+      out[:] = self._background
+      return out
+    if count > MOST_BYTES * out.nbytes:
+      raise DecodeError(f'it has {count} bytes for {out.nbytes} of pixels')
+    try:
+      data = os.pread(self._file, count, int(plane.offsets[tile.index]))
+    except (OSError, OverflowError) as error:
+      raise DecodeError(str(error)) from error
     if not count or len(data) < count:
       raise DecodeError(f'{len(data)} bytes of {count} are there')
-    check_markers(data)
+    scan = check_markers(data)
     try:
+      # With its place given, a JPEG of another size is refused unread.
       pixels = plane.decode(data, out)
-      fault = _fault(plane, data, pixels)
+      fault = _fault(plane, data, scan, pixels)
     except Exception as error:  # The codec has its own types of error.
       raise DecodeError(str(error)) from error
     if fault:
       raise DecodeError(fault)
-    if pixels.shape != shape:
-      raise DecodeError(f'its JPEG is {pixels.shape}, expected {shape}')
     return pixels
 
 
-def _fault(plane: Plane, data: bytes, pixels: np.ndarray) -> str:
+def _fault(plane: Plane, data: bytes, scan: int, pixels: np.ndarray) -> str:
   """What the codec has passed over: data that is too short or too long.
 
   To be sure takes another decoding, done where there is a reason to doubt.
@@ -276,13 +284,19 @@ def _fault(plane: Plane, data: bytes, pixels: np.ndarray) -> str:
     and (pixels != plane.decode(_padded(data))).any()
   ):
     return 'its JPEG ends too soon'
-  if HOLE in data and (pixels == plane.decode(_shortened(data))).all():
+  if (
+    data.find(HOLE, scan) >= 0
+    and (pixels == plane.decode(_shortened(data))).all()
+  ):
     return 'its JPEG has a hole'
   return ''
 
 
-def check_markers(data: bytes) -> None:
-  """Raises where a JPEG was cut off or overwritten; the codec doesn't."""
+def check_markers(data: bytes) -> int:
+  """Raises where a JPEG was cut off or overwritten; the codec doesn't.
+
+  Returns where its scan begins.
+  """
   scan = data.find(START_OF_SCAN)
   end = data.rfind(END_OF_IMAGE)
   if scan < 0 or end < scan:
@@ -292,6 +306,7 @@ def check_markers(data: bytes) -> None:
   # A progressive JPEG has tables and scans between its scans.
   if stray and stray[0][1] not in (0xC4, 0xDA, 0xDB, 0xDD):
     raise DecodeError(f'its JPEG has a stray marker at byte {stray.start()}')
+  return begin
 
 
 def _padded(data: bytes) -> bytes:

@@ -32,6 +32,7 @@ PIECE = 1 << 22  # Pixels that a helper is asked for at once.
 SECONDS_A_PIXEL = 2e-6  # Of patience, beside guard.PATIENCE.
 MOST_LOST = 3  # Helpers that a slide may cost before it is given up.
 FINER = 1.25  # How much finer than level 0 a region may be interpolated.
+LONGEST = 1 << 21  # Pixels of a side: half a metre of glass.
 ASPECT = 0.02  # By which a level's reduction in x and in y may differ.
 HELPERS = guard.Pool(f'{formats.__name__}.{formats.Shelf.__name__}')
 _keys = itertools.count()
@@ -369,8 +370,12 @@ def _check_file(path: pathlib.Path) -> None:
 def _check_levels(path: pathlib.Path, levels: Sequence[Level]) -> None:
   """Each level must be level 0, reduced alike in x and in y."""
   first = levels[0]
-  if not levels or min(first.width, first.height) < 1:
-    raise SlideError(f'{path} has no pixels.')
+  sides = first.width, first.height
+  if min(sides) < 1 or max(sides) > LONGEST:
+    raise SlideError(
+      f'{path} says that it has {first.width} x {first.height} px; expected '
+      f'sides of 1 to {LONGEST}.'
+    )
   for number, level in enumerate(levels):
     # Sides are rounded, by a pixel at most.
     off = [

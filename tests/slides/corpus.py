@@ -267,6 +267,17 @@ def tiles_missing(folder):
   return _enlarged(folder, 'tiles_missing.tif', 10**5)
 
 
+@case('expected sides of')
+def wider_than_any_glass(folder):
+  """Tiles of which are as wide, so that it lists enough of them."""
+  path = _set_tag(folder, 'wide.tif', 0, 'ImageWidth', 2**31)
+  content = bytearray(path.read_bytes())
+  tag = _pages()[0].tags['TileWidth']
+  content[tag.offset + 2 : tag.offset + 4] = struct.pack('<H', 4)
+  content[tag.offset + 8 : tag.offset + 12] = struct.pack('<I', 2**30)
+  return _put(folder, 'wide.tif', content)
+
+
 def _enlarged(folder, name, side) -> pathlib.Path:
   path = _set_tag(folder, name, 0, 'ImageWidth', side)
   content = bytearray(path.read_bytes())
@@ -352,6 +363,31 @@ def tile_outside_the_file(folder):
   tag = _pages()[0].tags['TileOffsets']
   new = struct.pack('<I', len(healthy()) + 10**6)
   return _change(folder, 'outside.tif', tag.valueoffset + 4 * 4, new)
+
+
+@case('bytes for', opens=True)
+def tile_of_four_gigabytes(folder):
+  tag = _pages()[0].tags['TileByteCounts']
+  whole = bytearray(healthy())
+  page = _pages()[0]
+  # Too long for the type it is written in: the counts move to the end.
+  place = len(whole)
+  counts = list(page.databytecounts)
+  counts[4] = 2**32 - 1
+  whole += struct.pack(f'<{len(counts)}I', *counts)
+  whole[tag.offset + 2 : tag.offset + 4] = struct.pack('<H', 4)
+  whole[tag.offset + 8 : tag.offset + 12] = struct.pack('<I', place)
+  return _put(folder, 'four_gigabytes.tif', bytes(whole))
+
+
+@case('shape|size', opens=True)
+def tile_of_another_size(folder):
+  """A JPEG that says it has 65,000 x 65,000 px."""
+  offset, count = _tile(4)
+  tile = healthy()[offset : offset + count]
+  frame = tile.index(b'\xff\xc0')
+  new = struct.pack('>HH', 65000, 65000)
+  return _change(folder, 'another_size.tif', offset + frame + 5, new)
 
 
 @case('bytes of', opens=True)

@@ -8,7 +8,7 @@ import time
 
 from jaxmed.slides import formats
 
-ABORTS, HANGS, EXITS = 64, 128, 192
+ABORTS, HANGS, EXITS, SPINS = 64, 128, 192, 256
 
 
 class Shelf(formats.Shelf):
@@ -17,6 +17,8 @@ class Shelf(formats.Shelf):
       os.abort()
     if x == HANGS:
       time.sleep(600)
+    while x == SPINS:
+      pass
     if x == EXITS:
       os._exit(3)
     return super().read(key, path, level, x, y, width, height)

@@ -36,6 +36,7 @@ def helpers(monkeypatch):
   [
     (doomed.ABORTS, 'ended with SIGABRT'),
     (doomed.HANGS, 'takes too long'),
+    (doomed.SPINS, 'takes too long'),
     (doomed.EXITS, 'ended with code 3'),
   ],
 )
@@ -116,6 +117,26 @@ def test_a_slide_is_let_go_of_when_it_is_closed(path, helpers):
   assert helpers.call('kept', slide._key) == 1
   slide.close()
   assert helpers.call('kept', slide._key) == 0
+
+
+def test_a_slow_disk_and_a_busy_machine_are_no_reason_to_stop(
+  path, helpers, monkeypatch
+):
+  """What is excused is waited for, up to a limit; what isn't, not."""
+  monkeypatch.setattr(guard, 'PATIENCE', 0.1)
+  slide = reader.Slide(path, direct=False)
+  excuses = iter([True, True, False])
+  monkeypatch.setattr(
+    guard._Helper, '_excused', lambda self, patience: next(excuses)
+  )
+  with pytest.raises(reader.TileError, match='too long'):
+    slide.read(doomed.HANGS, 0, 8, 8)
+  assert next(excuses, None) is None
+  monkeypatch.setattr(guard._Helper, '_excused', lambda self, patience: True)
+  monkeypatch.setattr(guard, 'MOST_PATIENCE', 0.3)
+  with pytest.raises(reader.TileError, match='too long'):
+    slide.read(doomed.HANGS, 0, 8, 8)
+  slide.close()
 
 
 def test_an_interrupt_leaves_no_answer_behind(path, helpers):
