@@ -6,6 +6,7 @@ much tissue and lesion each shows. Then those that are wanted are read.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,14 @@ from jaxtyping import Bool, Float32, Int32
 
 from jaxmed.datasets import images
 from jaxmed.datasets.shards import Example, Failure
-from jaxmed.slides import annotations, grid, reader, sampling, tissue
+from jaxmed.slides import (
+  annotation_files,
+  annotations,
+  grid,
+  reader,
+  sampling,
+  tissue,
+)
 
 LESION_MPP = 2.0  # At which tiles that touch a lesion are searched for.
 SAME_SCALE = 0.02  # Scanners' own pixel sizes are no better known than that.
@@ -27,6 +35,13 @@ PNG_BYTES = 1.95
 ROW_BYTES = 600  # Of a record, beside its image.
 FORMATS = ('jpeg', 'png')
 ALL = 1 << 30  # Places: as many as there are.
+
+
+def read_outlines(
+  path: str | pathlib.Path | None, size: tuple[int, int]
+) -> list[annotations.Polygon]:
+  """Lesions of a slide of this (width, height); none, if it has no file."""
+  return annotation_files.read_annotation(path, size) if path else []
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxmed.datasets import shards, slide_tiles
 from jaxmed.datasets.shards import Example, Failure, Shard
 from jaxmed.datasets.slide_tiles import Tiles, Tiling
-from jaxmed.slides import annotation_files, annotations, reader
+from jaxmed.slides import annotations, reader
 
 FOLDER = 'surveys'  # Among the index parts, which vanish at the end.
 
@@ -45,9 +45,7 @@ class Source:
 
   def outlines(self, size: tuple[int, int]) -> list[annotations.Polygon]:
     """Of lesions, in a slide of this (width, height)."""
-    if not self.annotation:
-      return []
-    return annotation_files.read_annotation(self.annotation, size)
+    return slide_tiles.read_outlines(self.annotation, size)
 
 
 @dataclasses.dataclass(frozen=True)

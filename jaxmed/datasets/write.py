@@ -35,33 +35,20 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from absl import logging
 from ml_collections import ConfigDict
 
 from jaxmed import datasets, errors
 from jaxmed.datasets import shards as shard_files
+from jaxmed.datasets import tables
 from jaxmed.datasets.crew import Task, run_all
-from jaxmed.datasets.shards import COLUMNS, Failure, Job, Shard
+from jaxmed.datasets.shards import Failure, Job, Shard
 
 __all__ = ['Failure', 'Shard', 'builder', 'location', 'prepare']
 
 LAYOUT = 3  # Of the folder; another number prepares everything anew.
 SPLITS = ('train', 'validation', 'test')
-SLIDES = {
-  'group': pa.string(),
-  'path': pa.string(),  # Relative to the data set, or absolute.
-  'annotation': pa.string(),
-  'split': pa.string(),
-  'label': pa.int8(),
-  'domain': pa.string(),
-  'mpp': pa.float32(),
-  'width': pa.int32(),
-  'height': pa.int32(),
-  'exhaustive': pa.bool_(),  # Whether all lesions are annotated; so if null.
-}
 # Does all tasks: their list, the work's name, and what their sizes count.
 Work = Callable[[Sequence[Task], str, str], None]
 
@@ -240,15 +227,15 @@ def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
   left = sum(job.shard.bytes for job in jobs if not job.done)
   _check_room(module, left, directory)
   work(jobs, f'prepare {module.NAME}', 'tiles')
-  index = _index(jobs)
+  index = tables.join_index(jobs)
   about = [shard_files.about(job.part) for job in jobs]
   failures = [failure for part in about for failure in part['failures']]
-  _check(module, index, failures)
+  tables.check_index(module.NAME, index, failures)
   pq.write_table(index, unfinished / 'index.parquet')
   if hasattr(module, 'slides'):
     rows = module.slides(data_config, unfinished)
-    _write_slides(rows, unfinished)
-  _write_failures(failures, unfinished)
+    tables.write_slides(rows, unfinished)
+  tables.write_failures(failures, unfinished)
   _write_tfds(module, jobs, about, unfinished)
   _write_summary(module, data_config, jobs, index, about, unfinished)
   shutil.rmtree(unfinished / shard_files.PARTS)
@@ -290,84 +277,6 @@ def _jobs(name: str, shards: Sequence[Shard], directory) -> list[Job]:
       for number, shard in enumerate(members)
     ]
   return jobs
-
-
-def _index(jobs: Sequence[Job]) -> pa.Table:
-  """Row i describes record i of the three splits' records in a row."""
-  parts = []
-  for job in jobs:
-    part = pq.read_table(job.part).replace_schema_metadata()
-    split = pa.array([job.shard.split] * len(part), pa.string())
-    parts.append(part.append_column('split', split))
-  empty = pa.schema(
-    [*((n, kind) for n, (kind, _) in COLUMNS.items()), ('split', pa.string())]
-  ).empty_table()
-  index = pa.concat_tables([empty, *parts])
-  rows = pa.array(range(len(index)), pa.int32())
-  return index.add_column(0, 'row', rows).combine_chunks()
-
-
-def _check(module, index: pa.Table, failures: Sequence) -> None:
-  """Nothing is empty, nothing has two places, and no group two splits."""
-  if not len(index):
-    reason = f', the first: {failures[0]["error"]}' if failures else ''
-    raise errors.UserError(
-      f'The data set {module.NAME} has no images that can be read '
-      f'({len(failures)} failed{reason}).'
-    )
-  keys = pc.value_counts(index['key'])
-  twice = [k['values'].as_py() for k in keys if k['counts'].as_py() > 1]
-  if twice:
-    raise errors.UserError(
-      f'The data set {module.NAME} has {len(twice)} keys more than once, the '
-      f'first {twice[0]!r}. Give every image a name of its own.'
-    )
-  check_disjoint(index)
-
-
-def check_disjoint(index: pa.Table) -> None:
-  """Splits are by slide or patient: a group that is in two is an error."""
-  pairs = index.group_by(['group', 'split']).aggregate([])
-  splits = collections.defaultdict(list)
-  for group, split in zip(*pairs.to_pydict().values(), strict=True):
-    splits[group].append(split)
-  for group, found in sorted(splits.items()):
-    if len(found) > 1:
-      raise errors.UserError(
-        f'Group {group!r} is in the splits {" and ".join(sorted(found))}. A '
-        'slide or patient belongs to one split only; mend the splits, or the '
-        'option that names the groups.'
-      )
-
-
-def _write_slides(rows: Sequence[Mapping], directory: pathlib.Path) -> None:
-  """Paths into the data set become relative: the folder will be renamed."""
-
-  def relative(path: str) -> str:
-    inside = path and pathlib.Path(path).is_relative_to(directory)
-    return str(pathlib.Path(path).relative_to(directory)) if inside else path
-
-  rows = [
-    {**row, **{n: relative(str(row[n])) for n in ('path', 'annotation')}}
-    for row in rows
-  ]
-  table = pa.Table.from_pylist(rows, schema=pa.schema(list(SLIDES.items())))
-  pq.write_table(table, directory / 'slides.parquet')
-
-
-def _write_failures(failures: Sequence[Mapping], directory) -> None:
-  if not failures:
-    return
-  lines = [json.dumps({'stage': 'prepare', **failure}) for failure in failures]
-  path = directory / 'failures.jsonl'
-  path.write_text('\n'.join(lines) + '\n')
-  logging.warning(
-    '%d items could not be read and are left out, the first %s (%s). All are '
-    'listed in failures.jsonl of the data set.',
-    len(failures),
-    failures[0]['item'],
-    failures[0]['error'],
-  )
 
 
 def _write_tfds(module, jobs, about, directory: pathlib.Path) -> None:

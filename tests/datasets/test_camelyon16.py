@@ -9,7 +9,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxmed.configs import fanogan, munit, patchcore
-from jaxmed.datasets import camelyon16, records, write
+from jaxmed.datasets import (
+  camelyon16,
+  camelyon16_folder,
+  records,
+  write,
+)
 from jaxmed.datasets.slide_tiles import Tiles
 from jaxmed.errors import UserError
 from tests.datasets.fabricate_camelyon16 import rearrange
@@ -90,7 +95,7 @@ def test_slides_that_are_not_exhaustively_annotated(opened):
   assert partly == {'tumor_010', 'test_114'}
   assert partly <= _groups(opened, 'label == 1')
   assert not partly & _groups(opened, 'label == 0')
-  listed = camelyon16.NOT_EXHAUSTIVE
+  listed = camelyon16_folder.NOT_EXHAUSTIVE
   assert len(listed) == 21
   assert {'tumor_034', 'tumor_095'} <= listed
 
@@ -196,7 +201,7 @@ def test_which_slides_are_tested(camelyon, surveyed):
 
 
 def test_validation_is_a_share_of_normal_slides(camelyon):
-  members = camelyon16.find(camelyon)
+  members = camelyon16_folder.find(camelyon)
 
   def chosen(share, seed=0, of=members):
     divided = camelyon16.divide(of, {'validation': share, 'seed': seed})
@@ -255,7 +260,7 @@ def test_the_newer_layout_gives_the_same(camelyon, opened, tmp_path):
     camelyon / 'training/normal/normal_001.tif',
     both / 'images/normal_086.tif',
   )
-  found = {one.name: one for one in camelyon16.find(both)}
+  found = {one.name: one for one in camelyon16_folder.find(both)}
   assert 'normal_086' not in found
   assert found['tumor_111'].source.path.endswith('tumor_111.tif')
 
@@ -264,7 +269,9 @@ def test_the_reference_says_which_test_slides_are_sick(camelyon, tmp_path):
   root = shutil.copytree(camelyon, tmp_path / 'copy')
   table = root / 'testing/reference.csv'
   lines = table.read_text()
-  sick = lambda: {one.name for one in camelyon16.find(root) if one.tumour}
+  sick = lambda: {
+    one.name for one in camelyon16_folder.find(root) if one.tumour
+  }
   expected = sick()
   assert {'test_002', 'test_114'} < expected and 'test_001' not in expected
   table.unlink()
@@ -280,12 +287,12 @@ def test_the_reference_says_which_test_slides_are_sick(camelyon, tmp_path):
     assert before in lines
     table.write_text(lines.replace(before, after))
     with pytest.raises(UserError, match=said):
-      camelyon16.find(root)
+      camelyon16_folder.find(root)
 
 
 def test_folders_that_are_not_as_published(camelyon, tmp_path):
   with pytest.raises(UserError, match='no slides of Camelyon16. Expected'):
-    camelyon16.find(tmp_path)
+    camelyon16_folder.find(tmp_path)
   with pytest.raises(UserError, match='needs --config.data.path'):
     camelyon16.fingerprint(_config(''))
   with pytest.raises(UserError, match='There is no folder'):
@@ -294,15 +301,15 @@ def test_folders_that_are_not_as_published(camelyon, tmp_path):
   outlines = root / 'training/lesion_annotations'
   (outlines / 'tumor_001.xml').rename(tmp_path / 'tumor_001.xml')
   with pytest.raises(UserError, match='1 tumour slides .*: tumor_001. Exp'):
-    camelyon16.find(root)
+    camelyon16_folder.find(root)
   outlines.rename(tmp_path / 'elsewhere')
   outlines.with_suffix('.zip').touch()
   with pytest.raises(UserError, match='Unpack .*lesion_annotations.zip into'):
-    camelyon16.find(root)
+    camelyon16_folder.find(root)
   (root / 'images').mkdir()
   shutil.copy(root / 'training/normal/normal_001.tif', root / 'images')
   with pytest.raises(UserError, match='normal_001 is there twice'):
-    camelyon16.find(root)
+    camelyon16_folder.find(root)
 
 
 def test_an_annotation_that_outlines_nothing(camelyon, surveyed, tmp_path):
