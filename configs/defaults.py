@@ -119,6 +119,39 @@ def folder(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def camelyon16(config: ConfigDict, tile: int = 0) -> ConfigDict:
+  """Camelyon16's slides by the published protocol; see the data set.
+
+  `tile` is the side of the patches, of which networks see the middle; 0: they
+  see all, data.size.
+  """
+  healthy = "label == 0 and tissue >= 0.9 and split == '{}'"
+  train = healthy.format('train')
+  config.data.name = 'camelyon16'
+  config.data.options = {
+    'protocol': 'munit',  # Or fwrd, with data.size = 256.
+    'tile': tile,
+    'seed': 0,
+    'validation': 0.1,  # Of the normal slides for training.
+    # Patches that are drawn; 0: all; -1: as many as the protocol has.
+    'normal': -1,
+    'tumour': -1,
+    'test': -1,
+    'test_slides': '',  # tumour, or all; else as the protocol has it.
+    'method': '',  # Of finding tissue, the same.
+  }
+  config.data.cohorts = {
+    'normal': train,
+    'a': f"{train} and domain == 'A'",
+    'b': f"{train} and domain == 'B'",
+  }
+  config.data.validation = healthy.format('validation')
+  config.data.test = (
+    "split == 'test' and tissue >= 0.9 and (label == 0 or lesion >= 0.9)"
+  )
+  return config
+
+
 def tiny(config: ConfigDict) -> ConfigDict:
   """The phantom in a size that tests can afford: 32 px, seconds."""
   config = phantom(config)

@@ -1,4 +1,4 @@
-"""f-AnoGAN: --config=configs/fanogan.py[:phantom|folder|paper|tiny]."""
+"""f-AnoGAN: --config=configs/fanogan.py, or configs/fanogan.py:PRESET."""
 
 from ml_collections import ConfigDict
 
@@ -46,6 +46,14 @@ def paper(config: ConfigDict) -> ConfigDict:
     }
   )
   config.eval.primary = 'izi_f'
+  return config
+
+
+def camelyon16(config: ConfigDict) -> ConfigDict:
+  """The middle 64 px of Camelyon16's patches of 512 px."""
+  config = defaults.camelyon16(paper(config), tile=512)
+  config.data.resize = 0
+  config.score.stride = 512  # One score a patch of a slide.
   return config
 
 
@@ -97,5 +105,6 @@ PRESETS = {
   'phantom': phantom,
   'folder': folder,
   'paper': paper,
+  'camelyon16': camelyon16,
   'tiny': tiny,
 }

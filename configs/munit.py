@@ -20,18 +20,8 @@ def camelyon16(config: ConfigDict) -> ConfigDict:
   which are X and which Y: here, those of either hospital's scanner. Nor does
   it give the number of steps; the original's is this.
   """
-  healthy = "label == 0 and tissue >= 0.9 and split == '{}'"
-  config.data.name = 'camelyon16'
+  config = defaults.camelyon16(config)
   config.data.size = 512
-  config.data.cohorts = {
-    'normal': healthy.format('train'),
-    'a': healthy.format('train') + " and domain == 'A'",
-    'b': healthy.format('train') + " and domain == 'B'",
-  }
-  config.data.validation = healthy.format('validation')
-  config.data.test = (
-    "split == 'test' and tissue >= 0.9 and (label == 0 or lesion >= 0.9)"
-  )
   config.model = ConfigDict(
     {
       'dim': 64,

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from jaxmed import __version__, command
+from jaxmed import __version__, command, tile_command
 from jaxmed.errors import UserError
 
 THUMBNAIL = 1600  # Pixels of its longer side.
@@ -38,6 +38,17 @@ def _parser() -> argparse.ArgumentParser:
     None,
     'prepare, train, score, evaluate and report in one go; the same as '
     'python -m jaxmed.launch',
+  )
+  tile_command.add_options(
+    _add(
+      commands,
+      'tile',
+      _tile,
+      'cut slides into a data set of tiles',
+      'Writes an ordinary TFDS data set with one shard a slide and an index of '
+      'all tiles. Killed and called again, it goes on. Slides that cannot be '
+      'read are listed, the others go on, and the exit code is 1.',
+    )
   )
   score = _add(
     commands,
@@ -255,6 +266,13 @@ def _workdir(parser):
     type=pathlib.Path,
     help="a run's folder, as a launch made it",
   )
+
+
+def _tile(parsed) -> int:
+  command.set_up()
+  text, failures = tile_command.run(parsed)
+  print(text)
+  return 1 if failures else 0
 
 
 def _score(parsed) -> int:

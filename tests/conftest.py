@@ -53,3 +53,12 @@ def shared():
     return found
 
   return find
+
+
+@pytest.fixture(scope='session')
+def camelyon(tmp_path_factory) -> pathlib.Path:
+  """A folder in the layout of Camelyon16. Tests that change it copy it."""
+  from tests.datasets import fabricate_camelyon16
+
+  folder = tmp_path_factory.mktemp('camelyon16') / 'published'
+  return fabricate_camelyon16.fabricate(folder)

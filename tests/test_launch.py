@@ -258,3 +258,41 @@ def test_a_slide_is_scored_and_the_rest_redone(finished, environment, tmp_path):
   for command in ('evaluate', 'report'):
     done = _run('cli', command, *where, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_camelyon16_from_its_folder_to_the_report(
+  camelyon, environment, tmp_path
+):
+  small = {
+    'data.path': camelyon,
+    'data.size': 64,
+    'data.options.method': 'stain',
+    'model.dim': 4,
+    'model.mlp_dim': 8,
+    'model.style_dim': 2,
+    'model.residual_blocks': 1,
+    'model.discriminator.dim': 4,
+    'model.discriminator.layers': 2,
+    'model.discriminator.scales': 1,
+    'train.steps': 6,
+    'train.batch': 2,
+    'eval.resamples': 50,
+  }
+  done = _run(
+    'launch',
+    '--config=munit:camelyon16',
+    f'--workdir={tmp_path}',
+    *(f'--config.{name}={value}' for name, value in small.items()),
+    env=environment,
+  )
+  assert done.returncode == 0, done.stderr
+  slides = pq.read_table(tmp_path / 'slides.parquet').to_pydict()
+  assert set(slides['group']) == {'test_001', 'test_002', 'test_114'}
+  assert (tmp_path / 'report.html').is_file()
+  scored = pq.read_table(tmp_path / 'scores.parquet').to_pydict()
+  tested = {
+    g
+    for g, s in zip(scored['group'], scored['split'], strict=True)
+    if s == 'test'
+  }
+  assert tested == {'test_002', 'test_114'}

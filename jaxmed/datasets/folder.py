@@ -102,7 +102,7 @@ def divide(found: Sequence[Found], options: dict[str, Any]) -> list[Found]:
   edge = train + options['validation']
   # Groups that chance may send to validation, by their lot.
   drawn = {
-    one.group: _chance(options['seed'], 'split', one.group)
+    one.group: chance(options['seed'], 'split', one.group)
     for one in found
     if one.split == ('train' if 'train' in given else '')
     and one.group not in sick
@@ -117,7 +117,7 @@ def divide(found: Sequence[Found], options: dict[str, Any]) -> list[Found]:
       return 'validation'
     if one.split:
       return one.split
-    lot = _chance(options['seed'], 'split', one.group)
+    lot = chance(options['seed'], 'split', one.group)
     return 'test' if one.group in sick or lot >= train else 'train'
 
   return [dataclasses.replace(one, split=split(one)) for one in found]
@@ -140,7 +140,7 @@ def _example(root: pathlib.Path, found: Found, seed: int) -> Example:
   mask, lesion = b'', 0.0 if found.label == 0 else float('nan')
   if found.mask:
     mask, lesion = _mask(root / found.mask, header)
-  half = _chance(seed, 'domain', found.group) < 0.5
+  half = chance(seed, 'domain', found.group) < 0.5
   return {
     'image': image,
     'mask': mask,
@@ -191,7 +191,7 @@ def _group(path: str, options: dict[str, Any]) -> str:
   return group
 
 
-def _chance(seed: int, purpose: str, group: str) -> float:
+def chance(seed: int, purpose: str, group: str) -> float:
   """A number in [0, 1) that only these three decide."""
   digest = hashlib.sha256(f'{seed}/{purpose}/{group}'.encode()).digest()
   return int.from_bytes(digest[:7]) / 2**56

@@ -125,11 +125,10 @@ def examples(
       annotations.write_xml(annotation, drawn.lesions)
     write_slide(path, drawn.pixels, one.plan.mpp)
   columns = {'group': one.group, 'domain': one.plan.scanner.name}
+  polygons = annotations.read_xml(annotation) if annotation else []
+  tiling = slide_tiles.Tiling(size, LEAST_TISSUE, passthrough=False)
   with reader.open_slide(path) as slide:
-    polygons = slide_tiles.read_outlines(annotation, slide.size)
-    yield from slide_tiles.tile_slide(
-      slide, polygons, size, LEAST_TISSUE, columns
-    )
+    yield from slide_tiles.tile_slide(slide, polygons, tiling, columns)
 
 
 def write_slide(

@@ -37,6 +37,7 @@ COLUMNS: dict[str, tuple[pa.DataType, Any]] = {
   'lesion': (pa.float32(), NAN),
   'domain': (pa.string(), ''),
   'kind': (pa.string(), ''),
+  'draw': (pa.int32(), -1),  # Place in the order of a random draw.
 }
 
 
@@ -64,16 +65,22 @@ class Shard:
     split: train, validation or test.
     examples: a function without arguments that can be pickled, e.g. a
       functools.partial of a module's function; yields examples.
+    count: how many it will yield, failures among them, if that is known.
+    bytes: about how much it will take on the disk, where that is known.
+    fragile: whether reading may crash the process (see crew.py).
   """
 
   name: str
   split: str
   examples: Examples
+  count: int | None = None
+  bytes: int = 0
+  fragile: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A shard and its place among the shards of its split."""
+  """A shard and its place among the shards of its split; a `crew.Task`."""
 
   shard: Shard
   dataset: str
@@ -97,20 +104,46 @@ class Job:
       return False
     return about(self.part)['shard'] == self.shard.name
 
+  @property
+  def name(self) -> str:
+    return f'{self.shard.name} of {self.dataset}'
+
+  @property
+  def size(self) -> int | None:
+    return self.shard.count
+
+  @property
+  def fragile(self) -> bool:
+    return self.shard.fragile
+
+  def run(self, report: Callable[[int], None]) -> None:
+    write_shard(self, report)
+
+  def fail(self, reason: str) -> None:
+    failure = Failure(self.shard.name, reason)
+    shard = dataclasses.replace(self.shard, examples=lambda: iter([failure]))
+    write_shard(dataclasses.replace(self, shard=shard))
+
 
 def about(part: pathlib.Path) -> dict[str, Any]:
   """What an index part says beside its rows: failures, formats, sizes."""
   return json.loads(pq.read_schema(part).metadata[b'jaxmed'])
 
 
-def write_shard(job: Job) -> int:
-  """Writes a shard, unless it is there, and returns its number of examples."""
+def write_shard(
+  job: Job, report: Callable[[int], None] = lambda count: None
+) -> int:
+  """Writes a shard, unless it is there, and returns its number of examples.
+
+  `report` is called with 1 after each example or failure.
+  """
   if job.done:
     return pq.read_metadata(job.part).num_rows
   writer = _Writer(job.records)
   try:
     for example in job.shard.examples():
       writer.add(example)
+      report(1)
     table = writer.finish(job.shard)
   finally:
     writer.abandon()

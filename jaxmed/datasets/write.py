@@ -5,18 +5,25 @@ CITATION, LICENCE and the functions
   fingerprint(data_config): all that decides the content, for JSON;
   shards(data_config, directory): the list of Shards;
 and, where it has something to say,
+  surveys(data_config, directory): tasks to be done before `shards` is called;
   slides(data_config, directory): the rows of slides.parquet;
-  expected_bytes(data_config): how much disk it will need.
+  expected_bytes(data_config): how much disk it will need. Where that is not
+    known beforehand, the shards say it.
 
 Everything is written into a folder beside the final one, a shard at a time,
 and renamed when it is complete. A preparation that was killed goes on with the
 shards that are left, and what bears the final name is always whole.
+
+Where that is, a config says: in data.dir (or $JAXMED_DATA or ~/.cache/jaxmed),
+under a name that its content decides; or, if data.path is itself a prepared
+data set, as `jaxmed tile` writes, there.
 """
 
 import collections
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib
 import json
@@ -25,62 +32,76 @@ import pathlib
 import pkgutil
 import shutil
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from absl import logging
 from ml_collections import ConfigDict
 
 from jaxmed import datasets, errors
 from jaxmed.datasets import shards as shard_files
-from jaxmed.datasets.crew import write_all
-from jaxmed.datasets.shards import COLUMNS, Failure, Job, Shard
+from jaxmed.datasets import tables
+from jaxmed.datasets.crew import Task, run_all
+from jaxmed.datasets.shards import Failure, Job, Shard
 
 __all__ = ['Failure', 'Shard', 'builder', 'location', 'prepare']
 
-LAYOUT = 2  # Of the folder; another number prepares everything anew.
+LAYOUT = 3  # Of the folder; another number prepares everything anew.
 SPLITS = ('train', 'validation', 'test')
-SLIDES = {
-  'group': pa.string(),
-  'path': pa.string(),  # Relative to the data set, or absolute.
-  'annotation': pa.string(),
-  'split': pa.string(),
-  'label': pa.int8(),
-  'domain': pa.string(),
-  'mpp': pa.float32(),
-  'width': pa.int32(),
-  'height': pa.int32(),
-}
+# Does all tasks: their list, the work's name, and what their sizes count.
+Work = Callable[[Sequence[Task], str, str], None]
 
 
-def prepare(data_config: ConfigDict, progress: bool = True) -> pathlib.Path:
-  """Makes the data set that the config names, unless it is there."""
+def prepare(
+  data_config: ConfigDict,
+  progress: bool = True,
+  directory: pathlib.Path | None = None,
+  work: Work | None = None,
+) -> pathlib.Path:
+  """Makes the data set that the config names, unless it is there.
+
+  Args:
+    data_config: the group `data` of a config.
+    progress: whether to show it.
+    directory: where to write, in place of `location`.
+    work: does the tasks; by default a crew of processes on this machine.
+  """
   module = builder(data_config.name)
-  directory = location(data_config)
-  if _complete(directory):
-    return directory
+  if directory is None:
+    directory = location(data_config)
+    if _complete(directory):
+      return directory
+  work = work or functools.partial(run_all, show=progress)
   with _lock(directory):
-    if not _complete(directory):  # Another process may have made it.
-      _check_disk(module, data_config, directory)
-      try:
-        _make(module, data_config, directory, progress)
-      except OSError as error:
-        if error.errno != errno.ENOSPC:
-          raise
-        raise errors.UserError(
-          f'The disk of {directory.parent} is full. Make room, or set '
-          '--config.data.dir or $JAXMED_DATA to another disk; what is written '
-          'is kept, and the next call goes on from there.'
-        ) from error
+    if directory.exists() and _is_it(module, data_config, directory):
+      return directory  # Another process may have made it.
+    _check_disk(module, data_config, directory)
+    try:
+      _make(module, data_config, directory, work)
+    except OSError as error:
+      if error.errno != errno.ENOSPC:
+        raise
+      raise errors.UserError(
+        f'The disk of {directory.parent} is full. Make room, or set '
+        '--config.data.dir or $JAXMED_DATA (or --out) to another disk; what '
+        'is written is kept, and the next call goes on from there.'
+      ) from error
   return directory
 
 
 def location(data_config: ConfigDict) -> pathlib.Path:
   """Where the prepared data set is, or will be."""
   module = builder(data_config.name)
+  path = pathlib.Path(data_config.get('path', '')).expanduser().absolute()
+  if data_config.get('path') and _complete(path):
+    name = _summary(path)['name']
+    if name != module.NAME:
+      raise errors.UserError(
+        f'{path} is a prepared data set of {name}, and --config.data.name is '
+        f'{module.NAME}; set it to {name}.'
+      )
+    return path
   root = (
     data_config.get('dir')
     or os.environ.get('JAXMED_DATA')
@@ -125,6 +146,49 @@ def _complete(directory: pathlib.Path) -> bool:
   return (directory / 'dataset.json').is_file()
 
 
+def _summary(directory: pathlib.Path) -> dict[str, Any]:
+  return json.loads((directory / 'dataset.json').read_text())
+
+
+def _is_it(module, data_config, directory: pathlib.Path) -> bool:
+  """Whether what is there is what is asked for; an empty folder is not."""
+  if _complete(directory):
+    made = _summary(directory)['content']
+    _refuse_other(directory, made, _content(module, data_config))
+    return True
+  if not directory.is_dir() or any(directory.iterdir()):
+    raise errors.UserError(
+      f'{directory} is there already and is no data set; choose another place.'
+    )
+  return False
+
+
+def _refuse_other(directory: pathlib.Path, before: dict, now: dict) -> None:
+  """A folder that was named by hand may have been made from other things."""
+  before, now = _leaves(before), _leaves(json.loads(json.dumps(now)))
+  changed = [
+    f'{name} (then {before.get(name)!r}, now {now.get(name)!r})'
+    for name in sorted({*before, *now})
+    if before.get(name) != now.get(name)
+  ]
+  if changed:
+    more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
+    raise errors.UserError(
+      f'{directory} was begun with other slides or options: '
+      f'{", ".join(changed[:3])}{more}. Remove it, or choose another place.'
+    )
+
+
+def _leaves(tree: Mapping[str, Any], at: str = '') -> dict[str, Any]:
+  leaves = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      leaves |= _leaves(value, f'{at}{name}.')
+    else:
+      leaves[at + name] = value
+  return leaves
+
+
 @contextlib.contextmanager
 def _lock(directory: pathlib.Path) -> Iterator[None]:
   """One process prepares a data set; others wait. Ends with its holder."""
@@ -141,36 +205,63 @@ def _lock(directory: pathlib.Path) -> Iterator[None]:
 def _check_disk(module, data_config, directory: pathlib.Path) -> None:
   if not hasattr(module, 'expected_bytes'):
     return
-  needed = module.expected_bytes(data_config)
+  _check_room(module, module.expected_bytes(data_config), directory)
+
+
+def _check_room(module, needed: int, directory: pathlib.Path) -> None:
   free = shutil.disk_usage(directory.parent).free
   if needed > free:
     raise errors.UserError(
       f'The records of {module.NAME} need about {needed / 1e9:.2f} GB, and '
       f'{directory.parent} has {free / 1e9:.2f} GB free. Make room, or set '
-      '--config.data.dir or $JAXMED_DATA to another disk.'
+      '--config.data.dir or $JAXMED_DATA (or --out) to another disk.'
     )
 
 
-def _make(module, data_config, directory: pathlib.Path, progress: bool):
-  unfinished = directory.with_name(f'{directory.name}.unfinished')
-  (unfinished / shard_files.PARTS).mkdir(parents=True, exist_ok=True)
-  for left_behind in unfinished.rglob('*.tmp'):
-    left_behind.unlink()
+def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
+  unfinished = _begin(module, data_config, directory)
+  if hasattr(module, 'surveys'):
+    surveys = module.surveys(data_config, unfinished)
+    work(surveys, f'survey {module.NAME}', 'slides')
   jobs = _jobs(module.NAME, module.shards(data_config, unfinished), unfinished)
-  write_all(jobs, module.NAME, progress)
-  index = _index(jobs)
+  left = sum(job.shard.bytes for job in jobs if not job.done)
+  _check_room(module, left, directory)
+  work(jobs, f'prepare {module.NAME}', 'tiles')
+  index = tables.join_index(jobs)
   about = [shard_files.about(job.part) for job in jobs]
   failures = [failure for part in about for failure in part['failures']]
-  _check(module, index, failures)
+  tables.check_index(module.NAME, index, failures)
   pq.write_table(index, unfinished / 'index.parquet')
   if hasattr(module, 'slides'):
     rows = module.slides(data_config, unfinished)
-    _write_slides(rows, unfinished)
-  _write_failures(failures, unfinished)
+    tables.write_slides(rows, unfinished)
+  tables.write_failures(failures, unfinished)
   _write_tfds(module, jobs, about, unfinished)
   _write_summary(module, data_config, jobs, index, about, unfinished)
   shutil.rmtree(unfinished / shard_files.PARTS)
+  _sweep(unfinished)
   unfinished.rename(directory)
+
+
+def _begin(module, data_config, directory: pathlib.Path) -> pathlib.Path:
+  """The folder to write into, new or as it was left."""
+  unfinished = directory.with_name(f'{directory.name}.unfinished')
+  begun = unfinished / shard_files.PARTS / 'content.json'
+  begun.parent.mkdir(parents=True, exist_ok=True)
+  _sweep(unfinished)
+  content = _content(module, data_config)
+  if begun.is_file():
+    _refuse_other(unfinished, json.loads(begun.read_text()), content)
+  temporary = begun.with_name('content.json.tmp')
+  temporary.write_text(json.dumps(content))
+  temporary.rename(begun)
+  return unfinished
+
+
+def _sweep(directory: pathlib.Path) -> None:
+  """Removes what processes that were killed have left."""
+  for left_behind in directory.rglob('*.tmp'):
+    left_behind.unlink()
 
 
 def _jobs(name: str, shards: Sequence[Shard], directory) -> list[Job]:
@@ -186,84 +277,6 @@ def _jobs(name: str, shards: Sequence[Shard], directory) -> list[Job]:
       for number, shard in enumerate(members)
     ]
   return jobs
-
-
-def _index(jobs: Sequence[Job]) -> pa.Table:
-  """Row i describes record i of the three splits' records in a row."""
-  parts = []
-  for job in jobs:
-    part = pq.read_table(job.part).replace_schema_metadata()
-    split = pa.array([job.shard.split] * len(part), pa.string())
-    parts.append(part.append_column('split', split))
-  empty = pa.schema(
-    [*((n, kind) for n, (kind, _) in COLUMNS.items()), ('split', pa.string())]
-  ).empty_table()
-  index = pa.concat_tables([empty, *parts])
-  rows = pa.array(range(len(index)), pa.int32())
-  return index.add_column(0, 'row', rows).combine_chunks()
-
-
-def _check(module, index: pa.Table, failures: Sequence) -> None:
-  """Nothing is empty, nothing has two places, and no group two splits."""
-  if not len(index):
-    reason = f', the first: {failures[0]["error"]}' if failures else ''
-    raise errors.UserError(
-      f'The data set {module.NAME} has no images that can be read '
-      f'({len(failures)} failed{reason}).'
-    )
-  keys = pc.value_counts(index['key'])
-  twice = [k['values'].as_py() for k in keys if k['counts'].as_py() > 1]
-  if twice:
-    raise errors.UserError(
-      f'The data set {module.NAME} has {len(twice)} keys more than once, the '
-      f'first {twice[0]!r}. Give every image a name of its own.'
-    )
-  check_disjoint(index)
-
-
-def check_disjoint(index: pa.Table) -> None:
-  """Splits are by slide or patient: a group that is in two is an error."""
-  pairs = index.group_by(['group', 'split']).aggregate([])
-  splits = collections.defaultdict(list)
-  for group, split in zip(*pairs.to_pydict().values(), strict=True):
-    splits[group].append(split)
-  for group, found in sorted(splits.items()):
-    if len(found) > 1:
-      raise errors.UserError(
-        f'Group {group!r} is in the splits {" and ".join(sorted(found))}. A '
-        'slide or patient belongs to one split only; mend the splits, or the '
-        'option that names the groups.'
-      )
-
-
-def _write_slides(rows: Sequence[Mapping], directory: pathlib.Path) -> None:
-  """Paths into the data set become relative: the folder will be renamed."""
-
-  def relative(path: str) -> str:
-    inside = path and pathlib.Path(path).is_relative_to(directory)
-    return str(pathlib.Path(path).relative_to(directory)) if inside else path
-
-  rows = [
-    {**row, **{n: relative(str(row[n])) for n in ('path', 'annotation')}}
-    for row in rows
-  ]
-  table = pa.Table.from_pylist(rows, schema=pa.schema(list(SLIDES.items())))
-  pq.write_table(table, directory / 'slides.parquet')
-
-
-def _write_failures(failures: Sequence[Mapping], directory) -> None:
-  if not failures:
-    return
-  lines = [json.dumps({'stage': 'prepare', **failure}) for failure in failures]
-  path = directory / 'failures.jsonl'
-  path.write_text('\n'.join(lines) + '\n')
-  logging.warning(
-    '%d items could not be read and are left out, the first %s (%s). All are '
-    'listed in failures.jsonl of the data set.',
-    len(failures),
-    failures[0]['item'],
-    failures[0]['error'],
-  )
 
 
 def _write_tfds(module, jobs, about, directory: pathlib.Path) -> None:

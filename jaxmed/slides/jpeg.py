@@ -17,6 +17,8 @@ import numpy as np
 import tifffile
 from jaxtyping import UInt8, UInt64
 
+from jaxmed.slides import jpeg_stream
+
 CACHE_BYTES = 32 << 20  # Of decoded tiles: neighbouring regions share them.
 MOST_BYTES = 2  # Of a JPEG, for each of its pixels'.
 SEEN = 1 << 16  # Tiles that are remembered to have been read.
@@ -169,6 +171,22 @@ class Tiles:
     kept = self._kept(tile)
     pixels = self._decode(tile) if kept is None else kept.copy()
     return pixels[: tile.height, : tile.width]
+
+  def encoded(self, tile: Tile) -> bytes | None:
+    """A tile as a JPEG file, its pixels coded as they are here.
+
+    None where it has no bytes and shows the background.
+    """
+    self._decode(tile, self._scratch(tile.level))  # Raises if it is broken.
+    plane = self._planes[tile.level]
+    count = int(plane.counts[tile.index])
+    if not count:
+      return None
+    data = os.pread(self._file, count, int(plane.offsets[tile.index]))
+    try:
+      return jpeg_stream.whole_file(data, plane.tables, plane.colour)
+    except ValueError as error:
+      raise DecodeError(str(error)) from error
 
   def copy(self, tile: Tile, region: np.ndarray, x: int, y: int) -> None:
     """Copies what a tile has of a region that begins at x and y.

@@ -201,6 +201,24 @@ class Slide:
       )
     return Region(self._coloured(pixels), valid)
 
+  def encoded_tile(self, x: int, y: int, size: int) -> bytes | None:
+    """A square of level 0 as the file has it: a JPEG, not coded anew.
+
+    None where the square is not just one of the file's own JPEG tiles, or
+    its colours are to be converted.
+    """
+    if self._tiles is None or self._to_srgb or x < 0 or y < 0:
+      return None
+    if x + size > self.size[0] or y + size > self.size[1]:
+      return None
+    tile = next(self._tiles.covering(0, x, y, size, size))
+    if not tile.spans(x, y, size, size):
+      return None
+    try:
+      return self._tiles.encoded(tile)
+    except jpeg.DecodeError as error:
+      raise TileError(self.path, 0, x, y, str(error)) from error
+
   def overview(self, downsample: float) -> UInt8[np.ndarray, 'height width 3']:
     """The whole slide reduced `downsample` times, averaged over areas.
 

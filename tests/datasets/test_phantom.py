@@ -136,10 +136,9 @@ def test_tiles_that_cannot_be_read_are_failures(tiny, tmp_path, level):
     start, count = page.dataoffsets[0], page.databytecounts[0]
   content[start : start + count] = bytes(count)
   path.write_bytes(content)
+  tiling = slide_tiles.Tiling(32, 0.1, passthrough=False)
   with reader.open_slide(path) as slide:
-    found = list(
-      slide_tiles.tile_slide(slide, [], 32, 0.1, {'group': 'g', 'domain': 'A'})
-    )
+    found = list(slide_tiles.tile_slide(slide, [], tiling, {'group': 'g'}))
   failed = [one for one in found if isinstance(one, Failure)]
   if level == 1:  # Where the tissue is looked for: the slide can't be tiled.
     assert found == failed and failed[0].item == 'g' and failed[0].level == 1

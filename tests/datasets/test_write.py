@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxmed.datasets import crew, records, write
+from jaxmed.datasets import crew, records, shards, write
 from jaxmed.errors import UserError
 from tests.datasets import pictures
 
@@ -44,12 +44,12 @@ def test_it_is_an_ordinary_tfds_data_set(tmp_path):
   skip = {'image': tfds.decode.SkipDecoding()}
   assert found.info.citation == 'None.'
   assert str(found.info.version) == '1.2.0'
-  for split, shards in {'train': (0, 2), 'test': (1,)}.items():
+  for split, numbers in {'train': (0, 2), 'test': (1,)}.items():
     source = found.as_data_source(split, decoders=skip)
     expected = [
       example
-      for shard in shards
-      for example in pictures.examples(shard, {})
+      for number in numbers
+      for example in pictures.examples(number, {})
       if isinstance(example, dict)
     ]
     assert len(source) == len(expected)
@@ -126,18 +126,18 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tmp_path, helpers):
   if helpers:  # A helper is killed here, not the process that it helps.
     code = f"""
 crew.PATIENCE = 0
-def wait(job):
+def wait(job, report):
   while not pathlib.Path({f'{trouble}.met'!r}).exists():
     time.sleep(0.05)
   time.sleep(0.5)
-crew.write_shard = wait
+shards.write_shard = wait
 """
   else:
     code = 'pass'
   script = f"""
 import pathlib, time
 from ml_collections import ConfigDict
-from jaxmed.datasets import crew, write
+from jaxmed.datasets import crew, shards, write
 from tests.datasets import pictures
 write.builder = lambda name: pictures
 {code}
@@ -159,26 +159,28 @@ def test_helpers_write_the_same_bytes(tmp_path, monkeypatch):
   alone = write.prepare(_config(tmp_path / 'alone', shards=6))
   monkeypatch.setattr(crew, 'PATIENCE', 0.0)
   monkeypatch.setattr(crew, 'cores', lambda: 3)
-  here, write_shard = [], crew.write_shard
+  here, write_shard = [], shards.write_shard
 
-  def slow(job):  # So that helpers, who start slowly, get something to do.
+  def slow(
+    job, report
+  ):  # So that helpers, who start slowly, get something to do.
     here.append(job)
     while not list(job.part.parent.iterdir()):
       time.sleep(0.05)
     return write_shard(job)
 
-  monkeypatch.setattr(crew, 'write_shard', slow)
+  monkeypatch.setattr(shards, 'write_shard', slow)
   together = write.prepare(_config(tmp_path / 'together', shards=6))
   assert len(here) < 6
   assert _content(together) == _content(alone)
 
 
 def test_an_error_in_a_helper_is_raised_here():
-  job = crew.Job(
+  job = shards.Job(
     write.Shard('one', 'train', _raise_user_error), 'd', 0, 1, pathlib.Path('.')
   )
   with crew._Helper() as helper, pytest.raises(UserError, match='mend me'):
-    helper.write_shard(job)
+    helper.run(job, lambda count: None)
 
 
 def _raise_user_error():
@@ -213,7 +215,7 @@ def test_a_disk_that_fills_up_is_one_sentence(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
-  monkeypatch.setattr(crew, 'write_shard', full)
+  monkeypatch.setattr(shards, 'write_shard', full)
   with pytest.raises(UserError, match='is full. Make room'):
     write.prepare(_config(tmp_path))
 

@@ -92,7 +92,8 @@ def test_tiles_of_a_slide_with_a_mask_are_those_of_its_outlines(
     tifffile.imwrite(path, mask.astype(np.uint8), tile=(128, 128))
     for source in (small.annotation, path):
       polygons = slide_tiles.read_outlines(source, slide.size)
-      tiles = slide_tiles.tile_slide(slide, polygons, 64, 0.1, {'group': 's'})
+      tiling = slide_tiles.Tiling(64, 0.1)
+      tiles = slide_tiles.tile_slide(slide, polygons, tiling, {'group': 's'})
       labels.append([tile['lesion'] for tile in tiles])
     assert slide_tiles.read_outlines(None, slide.size) == []
   assert labels[0] == labels[1] and max(labels[0]) > 0.5

@@ -1,0 +1,357 @@
+"""Your own slides: a folder of them, with outlines of lesions or without.
+
+A slide whose annotation outlines a lesion has the label 1, one without the
+label 0, unless a table of labels says otherwise; a slide that is labelled 1
+and has no outlines gives tiles of unknown label. Slides are divided by a hash
+of their patient, as the images of a folder are (see folder.py), unless a
+table of splits does it: sick patients are for testing.
+
+`jaxmed tile --slides DIR --out R` prepares such a data set in R. A launch
+uses R with --config.data.name=slides --config.data.path=R; with the folder of
+slides as data.path it prepares them itself, in data.dir.
+"""
+
+import csv
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from jaxmed import errors
+from jaxmed.datasets import folder, layouts, slide_tiles
+from jaxmed.datasets.shards import Shard
+from jaxmed.datasets.slide_tiles import Tiling
+from jaxmed.datasets.surveys import Found, Planned, Source, Survey, stat
+from jaxmed.slides import tissue
+from jaxmed.slides.annotation_files import (
+  ENDINGS,
+  find_annotation,
+  without_slide,
+)
+
+NAME = 'slides'
+VERSION = '1.0.0'
+DESCRIPTION = 'Tiles of whole slides, normal and with lesions.'
+CITATION = ''
+LICENCE = 'That of the slides.'
+
+SUFFIXES = (
+  '.svs',
+  '.tif',
+  '.tiff',
+  '.ndpi',
+  '.mrxs',
+  '.scn',
+  '.vms',
+  '.vmu',
+  '.bif',
+  '.svslide',
+)
+OPTIONS = {
+  # A folder of annotations, each with its slide's name, or a CSV file with
+  # the columns slide and annotation. This path and those below: relative to
+  # the folder of slides.
+  'annotations': '',
+  'labels': '',  # A CSV file with the columns slide and label.
+  'splits': '',  # A CSV file with the columns slide and split.
+  'group': '',  # A pattern whose first group is the patient, of slides' names.
+  'seed': 0,
+  'train': 0.6,  # The share of the normal patients that is for training.
+  'validation': 0.1,  # And for thresholds; the rest is for testing.
+  'stride': 0,  # From tile to tile in their pixels; 0: side by side.
+  'mpp': 0.0,  # Micrometres per pixel of the tiles; 0: of each slide's own.
+  'slide_mpp': 0.0,  # Of the slides, in place of what they say.
+  'tissue': 0.5,  # Least share of a tile.
+  'method': 'stain',  # Of finding tissue; see slides/tissue.py.
+  'format': 'jpeg',  # Or png.
+  'quality': 90,  # Of a JPEG; a slide's own tiles stay as they are.
+}
+
+PATHS = ('annotations', 'labels', 'splits')
+
+
+def fingerprint(data_config: ConfigDict) -> dict[str, Any]:
+  """The files by name, size and time, what the tables say, and the options."""
+  root, options = _root(data_config), _options(data_config)
+  sources = find(root, options)
+  files = [source.path for source in sources]
+  files += [source.annotation for source in sources if source.annotation]
+  tables = [_table(root, options, name) for name in ('labels', 'splits')]
+  text = json.dumps(tables, sort_keys=True)
+  return {
+    'size': data_config.size,
+    'files': stat(files, root),
+    'tables': hashlib.sha256(text.encode()).hexdigest(),
+    'options': {k: v for k, v in options.items() if k not in PATHS},
+  }
+
+
+def surveys(data_config: ConfigDict, directory: pathlib.Path) -> list[Survey]:
+  """One a slide."""
+  root, options = _root(data_config), _options(data_config)
+  tiling = _tiling(data_config)
+  return [Survey(source, tiling, directory) for source in find(root, options)]
+
+
+def shards(data_config: ConfigDict, directory: pathlib.Path) -> list[Shard]:
+  """One a slide."""
+  tiling = _tiling(data_config)
+  return [one.shard(tiling) for one in plan(data_config, directory)]
+
+
+def slides(
+  data_config: ConfigDict, directory: pathlib.Path
+) -> list[dict[str, Any]]:
+  """Rows of slides.parquet."""
+  return [one.row() for one in plan(data_config, directory)]
+
+
+def plan(data_config: ConfigDict, directory: pathlib.Path) -> list[Planned]:
+  """What becomes of each slide, once all are surveyed."""
+  root, options = _root(data_config), _options(data_config)
+  surveyed = [
+    (survey.source, survey.load()) for survey in surveys(data_config, directory)
+  ]
+  labels = _labels(_table(root, options, 'labels'), surveyed)
+  places = _divide(_table(root, options, 'splits'), labels, options)
+  return [
+    Planned(
+      source,
+      found,
+      found.tiles,
+      places[source.group].split,
+      labels[source.group],
+      _columns(labels[source.group], found, places[source.group], options),
+    )
+    for source, found in surveyed
+  ]
+
+
+def _columns(
+  label: int, found: Found, place: layouts.Found, options: dict[str, Any]
+) -> dict[str, Any]:
+  """Tiles of a sick slide without outlines may be sick or not."""
+  half = folder.chance(options['seed'], 'domain', place.group) < 0.5
+  columns = {'domain': 'a' if half else 'b'}
+  if label and not found.outlined:
+    columns |= {'label': -1, 'lesion': float('nan')}
+  return columns
+
+
+def _labels(
+  table: dict[str, str] | None, surveyed: Sequence[tuple[Source, Found]]
+) -> dict[str, int]:
+  """Of slides by name."""
+  labels = {}
+  for source, found in surveyed:
+    outlined = found.outlined or bool(source.annotation and found.failures)
+    if source.annotation and not outlined:
+      logging.warning(
+        '%s outlines no lesion: its slide counts as normal.', source.annotation
+      )
+    label = int(outlined)
+    if table is not None:
+      label = int(table[source.group])
+      if found.outlined and not label:
+        raise errors.UserError(
+          f'The slide {source.group} has the label 0, and {source.annotation} '
+          'outlines a lesion in it; mend either.'
+        )
+    labels[source.group] = label
+  return labels
+
+
+def _divide(
+  table: dict[str, str] | None, labels: dict[str, int], options: dict[str, Any]
+) -> dict[str, layouts.Found]:
+  """The patient and the split of each slide, by its name."""
+  found = [
+    layouts.Found(
+      group,
+      label,
+      split='' if table is None else layouts.SPLIT_FOLDERS[table[group]],
+    )
+    for group, label in labels.items()
+  ]
+  return {one.path: one for one in folder.divide(found, options)}
+
+
+def find(root: pathlib.Path, options: dict[str, Any]) -> list[Source]:
+  """All slides of a folder by name, with their annotations."""
+  given = options['annotations']
+  beside = root / given if given else None
+  if beside == root:
+    beside = None
+  named: dict[str, pathlib.Path] = {}
+  for path in sorted(_files(root)):
+    if path.stem.lower().endswith('_mask') or beside in path.parents:
+      continue  # An annotation may be a TIFF, and lie among the slides.
+    if path.stem in named:
+      raise errors.UserError(
+        f'Two slides have the name {path.stem}: {named[path.stem]} and {path}. '
+        'Give each a name of its own.'
+      )
+    named[path.stem] = path
+  if not named:
+    raise errors.UserError(
+      f'{root} holds no slides. Expected files that end in one of '
+      f'{", ".join(SUFFIXES)}.'
+    )
+  outlines = _annotations(root / given, named) if given else {}
+  return [
+    Source(name, str(path), str(outlines.get(name, '')), options['slide_mpp'])
+    for name, path in named.items()
+  ]
+
+
+def _annotations(
+  given: pathlib.Path, named: Mapping[str, pathlib.Path]
+) -> dict[str, pathlib.Path]:
+  """The annotation of each slide that has one, by the slide's name."""
+  if given.is_file():
+    rows = _read_table(given, 'annotation')
+    found = {name: given.parent / path for name, path in rows.items()}
+    strange = [f'{name} of {given}' for name in found if name not in named]
+    missing = [path for path in found.values() if not path.is_file()]
+    if missing:
+      raise errors.UserError(
+        f'{given} names {len(missing)} annotations that are missing, the first '
+        f'{missing[0]}.'
+      )
+  else:
+    paths = {name: find_annotation(given, named[name]) for name in named}
+    found = {name: path for name, path in paths.items() if path}
+    strange = without_slide(given, named.values())
+    if not found and not strange:
+      raise errors.UserError(
+        f'{given} holds no annotations. Expected, for a slide a.svs, one of a'
+        f'{", a".join(ENDINGS)}.'
+      )
+  if strange:
+    raise errors.UserError(
+      f'{len(strange)} annotations have no slide, the first: {strange[0]} Add '
+      'the slide, or move its annotation away.'
+    )
+  return found
+
+
+def _files(start: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Slides by their suffixes, below a folder, but no hidden ones."""
+  for path in start.rglob('*'):
+    hidden = any(part[0] == '.' for part in path.relative_to(start).parts)
+    if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+      yield path
+
+
+def _table(
+  root: pathlib.Path, options: dict[str, Any], name: str
+) -> dict[str, str] | None:
+  """What a table says of every slide by name; None: there is no table."""
+  if not options[name]:
+    return None
+  path, column = root / options[name], name.removesuffix('s')
+  table = _read_table(path, column)
+  allowed = {'label': ('0', '1'), 'split': layouts.SPLIT_FOLDERS}[column]
+  for slide, value in table.items():
+    if value not in allowed:
+      raise errors.unknown(f'{column} ({path}, slide {slide}):', value, allowed)
+  slides = {source.group for source in find(root, options)}
+  for some, others, said in (
+    (slides, table, 'does not list all slides; it lacks'),
+    (table, slides, 'lists slides that are not there:'),
+  ):
+    if lacking := sorted(set(some) - set(others)):
+      more = f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''
+      raise errors.UserError(f'{path} {said} {", ".join(lacking[:5])}{more}.')
+  return table
+
+
+def _read_table(path: pathlib.Path, column: str) -> dict[str, str]:
+  """The column of a CSV file by its column `slide`."""
+  if not path.is_file():
+    raise errors.UserError(f'There is no table {path}.')
+  with path.open(newline='', encoding='utf-8-sig') as file:
+    rows = csv.DictReader(file)
+    names = rows.fieldnames or []
+    if not {'slide', column} <= set(names):
+      raise errors.UserError(
+        f'{path} has the columns {", ".join(names) or "none"}; slide and '
+        f'{column} are needed.'
+      )
+    table = {}
+    for row in rows:
+      name = (row['slide'] or '').strip()
+      for suffix in SUFFIXES:  # With its suffix or without.
+        name = name.removesuffix(suffix)
+      if name in table:
+        raise errors.UserError(f'{path} lists the slide {name} twice.')
+      table[name] = (row[column] or '').strip()
+  return table
+
+
+def _tiling(data_config: ConfigDict) -> Tiling:
+  options = _options(data_config)
+  return Tiling(
+    data_config.size,
+    options['tissue'],
+    stride=options['stride'],
+    mpp=options['mpp'],
+    format=options['format'],
+    quality=options['quality'],
+    method=options['method'],
+  )
+
+
+def _root(data_config: ConfigDict) -> pathlib.Path:
+  if not data_config.path:
+    raise errors.UserError(
+      'The data set slides needs --config.data.path, a folder of slides or '
+      'what `jaxmed tile` has written.'
+    )
+  root = pathlib.Path(data_config.path).expanduser().absolute()
+  if root.with_name(f'{root.name}.unfinished').is_dir() and not root.is_dir():
+    raise errors.UserError(
+      f'{root} is unfinished; call `jaxmed tile` again to go on with it.'
+    )
+  if not root.is_dir():
+    raise errors.UserError(f'There is no folder of slides {root}.')
+  return root
+
+
+def _options(data_config: ConfigDict) -> dict[str, Any]:
+  """The options, with defaults for those that are not given, checked."""
+  given = dict(data_config.options)
+  for name in given:
+    if name not in OPTIONS:
+      raise errors.unknown('option of the data set slides', name, OPTIONS)
+  options = OPTIONS | given
+  if options['format'] not in slide_tiles.FORMATS:
+    raise errors.unknown(
+      'format of tiles', options['format'], slide_tiles.FORMATS
+    )
+  if options['method'] not in tissue.METHODS:
+    raise errors.unknown('tissue method', options['method'], tissue.METHODS)
+  if data_config.get('size', 2) < 2:
+    raise errors.UserError(
+      f'A tile has at least 2 px, and data.size (--size) is {data_config.size}.'
+    )
+  shares = options['train'] + options['validation']
+  for name, allowed in (
+    ('tissue', 0 <= options['tissue'] <= 1),
+    ('quality', 1 <= options['quality'] <= 100),
+    ('stride', options['stride'] >= 0),
+    ('mpp', options['mpp'] >= 0),
+    ('slide_mpp', options['slide_mpp'] >= 0),
+    ('train', options['train'] >= 0 and shares <= 1),
+    ('validation', options['validation'] >= 0 and shares <= 1),
+  ):
+    if not allowed:
+      raise errors.UserError(
+        f'The option {name} of the data set slides is {options[name]}, which '
+        'is out of bounds.'
+      )
+  return options
