@@ -67,9 +67,7 @@ def train(
   _refuse_empty(method, config.data.cohorts, info)
   place = sharding.place(mesh, method.sharding, config.train.fsdp)
   plans = loop.plan(method, place, given)
-  _check_names(
-    config, shapes(method, plans[-1][0], info, config.score.batch)
-  )
+  _check_names(config, shapes(method, plans[-1][0], info, config.score.batch))
   provenance.add(
     data={
       'name': config.data.name,
