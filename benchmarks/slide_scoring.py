@@ -1,6 +1,6 @@
 """What scoring whole slides costs beside the model: reading, maps, files.
 
-  python benchmarks/slide_scoring.py [--rounds 3] [--slide FILE]
+  python -m benchmarks.slide_scoring [--rounds 3] [--slide FILE]
 
 First MUNIT of the phantom preset, untrained, on phantom slides: all the way
 from closed files to written maps, against the model alone on the same number
@@ -27,6 +27,7 @@ from jaxmed.datasets import write
 from jaxmed.datasets.records import open_records
 from jaxmed.method import Info, Method, Score, State
 from jaxmed.score import Run
+from jaxmed.slides import grid, tissue
 from jaxmed.slides.reader import open_slide
 from jaxmed.training import sharding
 
@@ -62,7 +63,7 @@ def against_the_model(place: pathlib.Path, side: int, rounds: int) -> None:
   records = open_records(write.prepare(config.data))
   slides = score_slides.test_slides(records)
 
-  def whole(number: int) -> float:
+  def whole(number: int) -> tuple[float, int]:
     out = place / f'out-{number}'
     began = time.perf_counter()
     score_slides.scan(run, out, out, slides)
@@ -100,7 +101,9 @@ def overhead(path: pathlib.Path, out: pathlib.Path, tile: int = 256) -> None:
   watch = Stopwatch()
   with open_slide(path) as slide:
     width, height = slide.size
-    work = slide_stream._Work(run, slide)
+    mask = tissue.tissue_mask(slide)
+    covered = grid.coverage(mask, slide_stream.grid_of(run, slide.size))
+    slide.thumbnail(slide_stream.THUMBNAIL)
   prepared = watch.lap('tissue and grid', f'{width} x {height} px')
   jobs = [slide_stream.Job(path)]
   ((_, found),) = slide_stream.score_each(run, jobs)
@@ -115,7 +118,7 @@ def overhead(path: pathlib.Path, out: pathlib.Path, tile: int = 256) -> None:
     f'all: {total + saved + drawn:.1f} s; tissue, grid and maps: '
     f'{prepared + saved + drawn:.1f} s of it'
   )
-  assert len(work.places) == found.tiles
+  assert (covered >= run.config.score.tissue).sum() == found.tiles
   run.config.score.dense = 'dark'
   jobs = [slide_stream.Job(path, dense=out / '.map')]
   watch.began = time.perf_counter()

@@ -90,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     '--out',
     type=pathlib.Path,
     metavar='FOLDER',
-    help='where to write; made if need be (default: WORKDIR/scored)',
+    help='where to write; made if need be (default: WORKDIR/scored, with '
+    '--slides a folder of the same name in it)',
   )
   score.add_argument(
     '--mpp',
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     type=pathlib.Path,
     metavar='FOLDER',
     help="what jaxmed score --slides wrote, in place of the run's own slides "
-    '(WORKDIR/scored, unless --out said otherwise)',
+    '(its --out, or WORKDIR/scored/NAME)',
   )
   evaluate.add_argument(
     '--slide-rule',

@@ -4,7 +4,8 @@
   python -m jaxmed.launch --config=patchcore:folder --config.data.path=images
 
 Whatever a run's folder already holds is not done again, so the same command
-goes on where an earlier one stopped.
+goes on where an earlier one stopped. The exit code is 1 if all was done but
+a slide has no score; slides.parquet and the report say why.
 """
 
 import contextlib

@@ -27,6 +27,7 @@ from jaxmed.slides.annotations import AnnotationError
 from jaxmed.slides.reader import SlideError, open_slide
 
 SLIDES = ('.svs', '.ndpi', '.mrxs', '.scn', '.vms', '.bif', '.svslide', '.dcm')
+SETTLED = 'scored.json'  # How the slides of a folder were scored.
 PYRAMIDS = ('.tif', '.tiff')  # Either: a slide if it has more than one level.
 
 
@@ -46,6 +47,11 @@ def score_files(
   run = Run(folder)
   out = out or run.folder / 'scored'
   make_folder(out)
+  if (out / SETTLED).exists():
+    raise UserError(
+      f'{out} is of a folder of slides, which --slides goes on with; give '
+      'another --out.'
+    )
   slides = [file for file in files if is_slide(file)]
   images = [file for file in files if file not in slides]
   stems = _stems(files)
@@ -88,7 +94,7 @@ def score_folder(
   if annotations and annotations.is_dir():
     lost += [_lost(e) for e in without_slide(annotations, files)]
   run = Run(folder)
-  out = out or run.folder / 'scored'
+  out = out or run.folder / 'scored' / slides.resolve().name
   make_folder(out)
   _settle(run, out, mpp)
   for file in progress(files, len(files), 'look at slides', 'slides'):
@@ -113,7 +119,7 @@ def _settle(run: Run, out: pathlib.Path, mpp: float | None) -> None:
     'score': workdir.plain_config(run.config)['score'],
     'mpp': mpp,
   }
-  path = out / 'scored.json'
+  path = out / SETTLED
   before = workdir.read_json(path) if path.exists() else now
   if differ := workdir.differences(before, now):
     name = min(differ)

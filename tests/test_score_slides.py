@@ -357,6 +357,27 @@ def test_other_settings_are_not_mixed(scored, folder, slides, tmp_path):
     score_files.score_folder(folder, slides, None, scored, 0.5)
 
 
+def test_a_folders_results_are_not_written_over(scored, folder, slides):
+  with pytest.raises(UserError, match='of a folder of slides'):
+    score_files.score_files(folder, [slides / 'a.tif'], scored, None)
+
+
+def test_by_default_results_lie_under_the_folders_name(
+  folder, some, monkeypatch
+):
+  path, unscored = score(folder, some, None)
+  assert not unscored and path == folder / 'scored/some/slides.parquet'
+  monkeypatch.chdir(some)
+  path, unscored = score_files.score_files(
+    folder, [pathlib.Path('a.tif')], None, None
+  )
+  (row,) = pq.read_table(path).to_pylist()
+  assert path == folder / 'scored/scores.parquet' and not unscored
+  table = pq.read_table(path.parent / 'slides.parquet').to_pylist()
+  assert row['score.nearest'] == table[0]['score.nearest']
+  assert 0 <= row['calibrated.nearest'] <= 1 and row['tiles'] > 50
+
+
 @pytest.fixture
 def some(slides, tmp_path):
   """A folder with one whole slide, to add broken ones to."""
