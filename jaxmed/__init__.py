@@ -17,7 +17,7 @@ if typing.TYPE_CHECKING:
 
   from jaxmed.score import Run
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = ['load', 'normalise_stain', 'train']
 
 
