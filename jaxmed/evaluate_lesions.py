@@ -21,7 +21,8 @@ from jaxmed.errors import UserError
 from jaxmed.metrics import froc, images, lesions
 from jaxmed.metrics.bootstrap import Number
 from jaxmed.progress import progress
-from jaxmed.slides import annotations
+from jaxmed.slides.annotation_files import lesion_pixels
+from jaxmed.slides.annotations import AnnotationError
 
 PROTOCOLS = ('', 'camelyon16')
 DOWNSAMPLE = 32  # Level 5, where the official script looks.
@@ -63,7 +64,7 @@ def evaluate_lesions(
     if not reason:
       try:
         regions = _regions(row, folder, strict)
-      except annotations.AnnotationError as error:
+      except AnnotationError as error:
         reason = str(error)
     if reason:
       excluded.append({'group': row['group'], 'reason': reason})
@@ -159,16 +160,11 @@ def _is_number(value) -> bool:
 def _regions(
   row: dict, folder: pathlib.Path, strict: bool
 ) -> lesions.Regions | None:
-  """Lesions of a tumour slide; None of a normal one.
-
-  Pixels of the mask are exactly 32 of level 0 wide, as detections are looked
-  up, so that the last ones may lie partly outside the slide.
-  """
+  """Lesions of a tumour slide; None of a normal one."""
   if row['label'] == 0:
     return None
-  drawn = annotations.read_xml(folder / row['annotation'])
-  width, height = (-(-row[side] // DOWNSAMPLE) for side in ('width', 'height'))
-  mask = annotations.rasterise(drawn, width, height, downsample=DOWNSAMPLE)
+  size = row['width'], row['height']
+  mask = lesion_pixels(folder / row['annotation'], size, DOWNSAMPLE)
   mpp = RESOLUTION if strict else row['mpp']
   return lesions.regions(mask, mpp * DOWNSAMPLE)
 

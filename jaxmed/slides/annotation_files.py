@@ -5,10 +5,17 @@ import os
 import pathlib
 from collections.abc import Collection, Iterable
 
+import numpy as np
 from absl import logging
+from jaxtyping import Bool
 
 from jaxmed.slides import geojson, masks
-from jaxmed.slides.annotations import AnnotationError, Polygon, read_xml
+from jaxmed.slides.annotations import (
+  AnnotationError,
+  Polygon,
+  rasterise,
+  read_xml,
+)
 
 OUTLINES = {
   '.xml': read_xml,
@@ -98,6 +105,21 @@ def read_annotation(
   if all(polygon.hole for polygon in polygons):
     logging.warning('%s marks no lesion.', path)
   return polygons
+
+
+def lesion_pixels(
+  path: str | os.PathLike, size: tuple[int, int], downsample: int
+) -> Bool[np.ndarray, 'height width']:
+  """Lesions of a slide of this (width, height), whatever the file's format.
+
+  Of outlines a pixel is exactly `downsample` of level 0, so that the last ones
+  may lie partly outside the slide. A mask is sampled as it is, not outlined.
+  """
+  if pathlib.Path(path).suffix.lower() in MASKS:
+    return masks.read_mask(path, size, downsample).pixels
+  width, height = (-(-side // downsample) for side in size)
+  polygons = read_annotation(path, size)
+  return rasterise(polygons, width, height, downsample=downsample)
 
 
 def _is_lesion(polygon: Polygon, groups: Collection[str] | None) -> bool:

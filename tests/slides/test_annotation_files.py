@@ -28,6 +28,8 @@ def test_each_format_is_found_and_gives_the_same_lesion(tmp_path):
     polygons = annotation_files.read_annotation(path, SIZE)
     again = annotations.rasterise(polygons, *SIZE)
     np.testing.assert_array_equal(again, pixels)
+    lesion = annotation_files.lesion_pixels(path, SIZE, 10)
+    np.testing.assert_array_equal(lesion, pixels[5::10, 5::10])
   assert annotation_files.find_annotation(tmp_path, 'slides/f.svs') is None
 
 
