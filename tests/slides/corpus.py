@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import resource
 import struct
 import tempfile
@@ -535,11 +536,11 @@ def main():
         said = f'{type(error).__name__}: {error}'.replace(str(own), '')
       print(f'{time.monotonic() - began:.2f} s  {one.name}  {said}')
   reader.HELPERS.close()
-  peak = max(
-    resource.getrusage(who).ru_maxrss
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-  )
-  print(f'peak memory {peak >> 10} MB')
+  # getrusage's own number begins with what the process that started us had.
+  status = pathlib.Path('/proc/self/status').read_text()
+  own = int(re.search(r'VmHWM:\s+(\d+) kB', status)[1])
+  helpers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+  print(f'peak memory {max(own, helpers) >> 10} MB')
 
 
 if __name__ == '__main__':
