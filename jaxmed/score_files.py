@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 import tifffile
-from absl import logging
 from PIL import Image
 
 from jaxmed import score_slides, slide_files, workdir
@@ -86,7 +85,9 @@ def score_folder(
   files = slides_of(slides)
   lost, facts = [], []
   if annotations and annotations.is_dir():
-    lost += [_lost(e) for e in without_slide(annotations, files)]
+    lost += [
+      score_slides.lost_annotation(e) for e in without_slide(annotations, files)
+    ]
   run = Run(folder)
   out = out or run.folder / 'scored'
   make_folder(out)
@@ -162,6 +163,7 @@ def _unknown(file: pathlib.Path, group: str, mpp: float | None) -> dict:
     'width': None,
     'height': None,
     'mpp': mpp,
+    'exhaustive': None,
   }
 
 
@@ -183,19 +185,10 @@ def _label(folder: pathlib.Path, facts: dict, lost: list[dict]) -> dict:
   except AnnotationError as error:
     if not folder.is_dir():
       raise
-    lost.append(_lost(error))
+    lost.append(score_slides.lost_annotation(error))
     return {}
   drawn = any(not polygon.hole for polygon in polygons)
   return {'label': int(drawn), 'annotation': os.path.abspath(path)}
-
-
-def _lost(error: AnnotationError) -> dict:
-  logging.warning('%s', error)
-  return {
-    'stage': score_slides.STAGE,
-    'item': 'annotation',
-    'error': str(error),
-  }
 
 
 def make_folder(out: pathlib.Path) -> None:

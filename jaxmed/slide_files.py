@@ -244,6 +244,7 @@ def table(run: Run, slides: Sequence[dict]) -> pa.Table:
     columns['tiles_failed'].append(tiles_failed(facts))
     for name in ('tiles_unnormalised', 'reason', 'width', 'height', 'mpp'):
       columns[name].append(facts[name])
+    columns['exhaustive'].append(facts['exhaustive'])
     for rule in RULES:
       for name in run.names:
         columns[column(rule, name)].append(
@@ -261,6 +262,8 @@ def _type(name: str, values: list) -> pa.DataType | None:
   """Of a column that may be empty of values."""
   if name in ('width', 'height'):
     return pa.int64()
+  if name == 'exhaustive':  # Whether all lesions are drawn, if that is known.
+    return pa.bool_()
   return pa.float64() if name == 'mpp' or '.' in name else None
 
 

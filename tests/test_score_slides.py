@@ -2,9 +2,11 @@
 
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tifffile
@@ -16,12 +18,13 @@ from jaxmed import (
   learn,
   score_files,
   score_records,
+  score_slides,
   slide_files,
   slide_stream,
   workdir,
 )
 from jaxmed.configs import patchcore
-from jaxmed.datasets import phantom, write
+from jaxmed.datasets import phantom, tables, write
 from jaxmed.datasets.records import open_records
 from jaxmed.errors import UserError
 from jaxmed.evaluate_lesions import read_detections
@@ -226,6 +229,7 @@ def test_a_folder_gives_a_table(scored, loaded, slides):
   assert table.column_names == [
     *('group', 'path', 'annotation', 'label', 'tiles', 'tiles_failed'),
     *('tiles_unnormalised', 'reason', 'width', 'height', 'mpp'),
+    'exhaustive',
     *('score.nearest', 'mean.nearest'),
     *('slide.mean_above.nearest', 'slide.top_k.nearest'),
   ]
@@ -446,6 +450,32 @@ def test_annotations_give_labels(folder, slides, tmp_path, caplog):
   assert len(failed) == 2
   assert any('other' in text for text in failed)
   assert any('c.xml' in text for text in failed)
+
+
+def test_a_launch_tells_of_slides_that_were_never_opened(
+  folder, slides, run, tmp_path, monkeypatch
+):
+  (tmp_path / 'gone.xml').write_text('<no')
+  rows = [
+    {'group': 'a', 'path': str(slides / 'a.tif'), 'label': 1, 'mpp': 0.5},
+    {'group': 'gone', 'path': str(tmp_path / 'gone.svs'), 'label': 0},
+  ]
+  width, height = SIZE
+  rows[0] |= {'annotation': 'gone.xml', 'width': width, 'height': height}
+  rows[0] |= {'exhaustive': False}
+  rows[1] |= {'annotation': '', 'width': 0, 'height': 0, 'mpp': float('nan')}
+  rows = [{'split': 'test'} | row for row in rows]
+  table = pa.Table.from_pylist(rows, pa.schema(list(tables.SLIDES.items())))
+  monkeypatch.setattr(run, 'folder', tmp_path / 'run')
+  records = types.SimpleNamespace(slides=table, directory=tmp_path)
+  score_slides.score_slides(run, records)
+  whole, gone = pq.read_table(tmp_path / 'run/slides.parquet').to_pylist()
+  assert whole['score.nearest'] > 0 and whole['exhaustive'] is False
+  assert 'There is no slide' in gone['reason'] and 'gone.svs' in gone['reason']
+  assert gone['score.nearest'] is None and gone['exhaustive'] is None
+  assert score_slides.unscored(tmp_path / 'run') == 1
+  failed = lines(tmp_path / 'run/failures.jsonl')
+  assert 'gone.xml' in failed[0]['error'] and 'gone.svs' in failed[1]['error']
 
 
 @pytest.mark.parametrize(
