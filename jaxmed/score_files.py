@@ -16,7 +16,7 @@ from jaxmed import score_slides, slide_files, workdir
 from jaxmed.errors import UserError
 from jaxmed.progress import progress
 from jaxmed.score import Run
-from jaxmed.slide_stream import check_scale
+from jaxmed.slide_work import scale_of
 from jaxmed.slides.annotation_files import (
   find_annotation,
   read_annotation,
@@ -163,15 +163,17 @@ def _unknown(file: pathlib.Path, group: str, mpp: float | None) -> dict:
     'width': None,
     'height': None,
     'mpp': mpp,
+    'own_mpp': None,
     'exhaustive': None,
   }
 
 
 def _facts(run: Run, file: pathlib.Path, group: str, mpp: float | None) -> dict:
   with open_slide(file, mpp) as slide:
-    check_scale(run, slide)
-    width, height = slide.size
-  return _unknown(file, group, mpp) | {'width': width, 'height': height}
+    scale_of(run, slide.mpp, file)
+    about = {'width': slide.size[0], 'height': slide.size[1]}
+    about['own_mpp'] = slide.mpp
+  return _unknown(file, group, mpp) | about
 
 
 def _label(folder: pathlib.Path, facts: dict, lost: list[dict]) -> dict:

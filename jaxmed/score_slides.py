@@ -4,6 +4,7 @@ A slide is done once GROUP.json is there, so a set that was interrupted goes
 on with the slides that are left.
 """
 
+import contextlib
 import errno
 import pathlib
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.progress import Progress, progress
 from jaxmed.score import Run
-from jaxmed.slide_stream import Job, grid_of, score_each
+from jaxmed.slide_stream import Job, score_each
+from jaxmed.slide_work import grid_of, scale_of
 from jaxmed.slides.annotation_files import read_annotation
 from jaxmed.slides.annotations import AnnotationError, Polygon
+from jaxmed.slides.reader import SlideError
 from jaxmed.training import distributed
 
 STAGE = 'score slides'
@@ -41,6 +44,7 @@ def test_slides(records: Records) -> list[dict]:
   if records.slides is None:
     return []
   inside = lambda name: str(records.directory / name) if name else ''
+  known = lambda mpp: mpp if mpp > 0 else None  # It could not be opened.
   return [
     {
       'group': s['group'],
@@ -49,7 +53,8 @@ def test_slides(records: Records) -> list[dict]:
       'label': s['label'],
       'width': s['width'],
       'height': s['height'],
-      'mpp': s['mpp'] if s['mpp'] > 0 else None,  # It could not be opened.
+      'mpp': known(s['mpp']),
+      'own_mpp': known(s['mpp']),
       'exhaustive': s.get('exhaustive'),
     }
     for s in records.slides.to_pylist()
@@ -62,8 +67,8 @@ def scan(
 ) -> None:
   """Scores the slides that are not done, and saves each once it is scored.
 
-  Of a slide: group, path, annotation, label; and width, height, mpp and
-  exhaustive, None where they are not known.
+  Of a slide: group, path, annotation, label; and width, height, mpp (in place
+  of what its file says), own_mpp and exhaustive, None where they are not known.
   """
   folder.mkdir(parents=True, exist_ok=True)
   left = [s for s in slides if not slide_files.done(folder, s['group'])]
@@ -96,8 +101,10 @@ def scan(
 def _job(run: Run, folder: pathlib.Path, facts: dict) -> Job:
   tiles = 0
   if facts['width']:
-    grid = grid_of(run, (facts['width'], facts['height']))
-    tiles = grid.rows * grid.columns
+    with contextlib.suppress(SlideError):  # Opening it will say the same.
+      scale = scale_of(run, facts['own_mpp'])
+      grid = grid_of(run, (facts['width'], facts['height']), scale)
+      tiles = grid.rows * grid.columns
   dense = folder / f'.{facts["group"]}.map' if run.config.score.dense else None
   return Job(pathlib.Path(facts['path']), facts['mpp'], tiles, dense)
 

@@ -22,7 +22,7 @@ from jaxmed import workdir
 from jaxmed.errors import UserError
 from jaxmed.metrics.lesions import suppress
 from jaxmed.score import Run
-from jaxmed.slide_stream import SlideFound
+from jaxmed.slide_work import SlideFound
 from jaxmed.slides import heatmap
 from jaxmed.slides.annotations import Polygon
 from jaxmed.slides.detections import write_detections
@@ -36,7 +36,7 @@ PREFIXES = {'max': 'score.', 'mean': 'mean.'}  # Of columns; or slide.RULE. .
 SEARCHED = 2**25  # Pixels in which outlines and detections are searched for.
 DRAWN = 2**20  # Pixels of a map that is drawn.
 REGION = (255, 140, 0)  # Orange: the colour of outlines.
-Shown = tuple[Float[np.ndarray, 'rows columns'], int]  # Map, its downsample.
+Shown = tuple[Float[np.ndarray, 'rows columns'], float]  # Map, its downsample.
 
 
 def rule_scores(
