@@ -21,7 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gigapixel import Stopwatch, write_gigapixel
-from jaxmed import launch, score_slides, slide_files, slide_stream, workdir
+from jaxmed import (
+  launch,
+  score_slides,
+  slide_files,
+  slide_stream,
+  slide_work,
+  workdir,
+)
 from jaxmed.configs import defaults, munit
 from jaxmed.datasets import write
 from jaxmed.datasets.records import open_records
@@ -101,9 +108,7 @@ def overhead(path: pathlib.Path, out: pathlib.Path, tile: int = 256) -> None:
   watch = Stopwatch()
   with open_slide(path) as slide:
     width, height = slide.size
-    mask = tissue.tissue_mask(slide)
-    covered = grid.coverage(mask, slide_stream.grid_of(run, slide.size))
-    slide.thumbnail(slide_stream.THUMBNAIL)
+    work = slide_work.Work(run, slide)
   prepared = watch.lap('tissue and grid', f'{width} x {height} px')
   jobs = [slide_stream.Job(path)]
   ((_, found),) = slide_stream.score_each(run, jobs)

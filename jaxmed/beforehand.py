@@ -14,7 +14,7 @@ from jaxmed import (
   methods,
   score_records,
   slide_files,
-  slide_stream,
+  slide_work,
 )
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
@@ -26,7 +26,7 @@ from jaxmed.training import sharding
 GROUPS = ('data', 'model', 'train', 'score', 'eval', 'report')
 CHOICES = (
   ('train.precision', ('float32', 'bfloat16')),
-  ('score.scheme', slide_stream.SCHEMES),
+  ('score.scheme', slide_work.SCHEMES),
   ('score.tissue_method', ('', *tissue.METHODS)),
   ('eval.slide_rule', slide_files.RULES),
 )

@@ -107,7 +107,8 @@ def train(
     }
   )
   if distributed.is_first():
-    facts = {'mpp': _mpp(records, cohorts, method), 'stain': target}
+    seen = _mpp(records, cohorts, method, config.data.resize)
+    facts = {'mpp': seen, 'stain': target}
     workdir.write_json(folder / 'info.json', dataclasses.asdict(info) | facts)
   ocp.save(folder / 'final', state.replace(opt={}, frozen={}))
 
@@ -184,11 +185,17 @@ def primary_score(config: ConfigDict, score: Score) -> str:
   return name
 
 
-def _mpp(records: Records, cohorts: dict, method: Method) -> float | None:
+def _mpp(
+  records: Records, cohorts: dict, method: Method, resize: int
+) -> float | None:
   """Micrometres per pixel that the method has seen, if the data says."""
   names = {name for phase in method.phases for name in phase.cohorts}
   rows = np.concatenate([cohorts[name] for name in sorted(names)])
-  mpp = float(np.median(records.index['mpp'].to_numpy()[rows]))
+  stored = records.index.select(('mpp', 'width', 'height')).take(rows)
+  mpp, *sides = (stored[name].to_numpy() for name in stored.column_names)
+  if resize:
+    mpp = mpp * (np.minimum(*sides) / resize)
+  mpp = float(np.median(mpp))
   return mpp if np.isfinite(mpp) and mpp > 0 else None
 
 

@@ -10,14 +10,13 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 import tifffile
-from absl import logging
 from PIL import Image
 
 from jaxmed import score_slides, slide_files, workdir
 from jaxmed.errors import UserError
 from jaxmed.progress import progress
 from jaxmed.score import Run
-from jaxmed.slide_stream import check_scale
+from jaxmed.slide_work import scale_of
 from jaxmed.slides.annotation_files import (
   find_annotation,
   read_annotation,
@@ -92,7 +91,9 @@ def score_folder(
   files = slides_of(slides)
   lost, facts = [], []
   if annotations and annotations.is_dir():
-    lost += [_lost(e) for e in without_slide(annotations, files)]
+    lost += [
+      score_slides.lost_annotation(e) for e in without_slide(annotations, files)
+    ]
   run = Run(folder)
   out = out or run.folder / 'scored' / slides.resolve().name
   make_folder(out)
@@ -168,14 +169,17 @@ def _unknown(file: pathlib.Path, group: str, mpp: float | None) -> dict:
     'width': None,
     'height': None,
     'mpp': mpp,
+    'own_mpp': None,
+    'exhaustive': None,
   }
 
 
 def _facts(run: Run, file: pathlib.Path, group: str, mpp: float | None) -> dict:
   with open_slide(file, mpp) as slide:
-    check_scale(run, slide)
-    width, height = slide.size
-  return _unknown(file, group, mpp) | {'width': width, 'height': height}
+    scale_of(run, slide.mpp, file)
+    about = {'width': slide.size[0], 'height': slide.size[1]}
+    about['own_mpp'] = slide.mpp
+  return _unknown(file, group, mpp) | about
 
 
 def _label(folder: pathlib.Path, facts: dict, lost: list[dict]) -> dict:
@@ -189,19 +193,10 @@ def _label(folder: pathlib.Path, facts: dict, lost: list[dict]) -> dict:
   except AnnotationError as error:
     if not folder.is_dir():
       raise
-    lost.append(_lost(error))
+    lost.append(score_slides.lost_annotation(error))
     return {}
   drawn = any(not polygon.hole for polygon in polygons)
   return {'label': int(drawn), 'annotation': os.path.abspath(path)}
-
-
-def _lost(error: AnnotationError) -> dict:
-  logging.warning('%s', error)
-  return {
-    'stage': score_slides.STAGE,
-    'item': 'annotation',
-    'error': str(error),
-  }
 
 
 def make_folder(out: pathlib.Path) -> None:

@@ -4,6 +4,7 @@ A slide is done once GROUP.json is there, so a set that was interrupted goes
 on with the slides that are left.
 """
 
+import contextlib
 import errno
 import pathlib
 from collections.abc import Sequence
@@ -11,14 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pyarrow.parquet as pq
+from absl import logging
 
 from jaxmed import slide_files, workdir
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.progress import Progress, progress
 from jaxmed.score import Run
-from jaxmed.slide_stream import Job, grid_of, score_each
+from jaxmed.slide_stream import Job, score_each
+from jaxmed.slide_work import grid_of, scale_of
 from jaxmed.slides.annotation_files import read_annotation
+from jaxmed.slides.annotations import AnnotationError, Polygon
+from jaxmed.slides.reader import SlideError
 from jaxmed.training import distributed
 
 STAGE = 'score slides'
@@ -39,6 +44,7 @@ def test_slides(records: Records) -> list[dict]:
   if records.slides is None:
     return []
   inside = lambda name: str(records.directory / name) if name else ''
+  known = lambda mpp: mpp if mpp > 0 else None  # It could not be opened.
   return [
     {
       'group': s['group'],
@@ -47,7 +53,9 @@ def test_slides(records: Records) -> list[dict]:
       'label': s['label'],
       'width': s['width'],
       'height': s['height'],
-      'mpp': s['mpp'],
+      'mpp': known(s['mpp']),
+      'own_mpp': known(s['mpp']),
+      'exhaustive': s.get('exhaustive'),
     }
     for s in records.slides.to_pylist()
     if s['split'] == 'test'
@@ -59,8 +67,8 @@ def scan(
 ) -> None:
   """Scores the slides that are not done, and saves each once it is scored.
 
-  Of a slide: group, path, annotation, label; and width, height and mpp, None
-  where they are not known.
+  Of a slide: group, path, annotation, label; and width, height, mpp (in place
+  of what its file says), own_mpp and exhaustive, None where they are not known.
   """
   folder.mkdir(parents=True, exist_ok=True)
   left = [s for s in slides if not slide_files.done(folder, s['group'])]
@@ -93,8 +101,10 @@ def scan(
 def _job(run: Run, folder: pathlib.Path, facts: dict) -> Job:
   tiles = 0
   if facts['width']:
-    grid = grid_of(run, (facts['width'], facts['height']))
-    tiles = grid.rows * grid.columns
+    with contextlib.suppress(SlideError):  # Opening it will say the same.
+      scale = scale_of(run, facts['own_mpp'])
+      grid = grid_of(run, (facts['width'], facts['height']), scale)
+      tiles = grid.rows * grid.columns
   dense = folder / f'.{facts["group"]}.map' if run.config.score.dense else None
   return Job(pathlib.Path(facts['path']), facts['mpp'], tiles, dense)
 
@@ -124,21 +134,36 @@ def finish(
   """
   found = [
     workdir.read_json(folder / f'{slide["group"]}.json')
-    | {name: slide[name] for name in ('annotation', 'label')}
+    | {name: slide[name] for name in ('annotation', 'label', 'exhaustive')}
     for slide in slides
   ]
   opened = [facts for facts in found if facts['opened']]
   highest = slide_files.highest_drawn(run, folder, opened)
+  lost = list(lost)
   for facts in progress(opened, len(opened), 'draw slides', 'slides'):
-    polygons = []
-    if path := facts['annotation']:
-      polygons = read_annotation(path, (facts['width'], facts['height']))
+    polygons = _polygons(facts, lost)
     slide_files.draw(run, folder, facts, highest, polygons)
   failed = slide_files.failures(found, STAGE)
   workdir.note_failures(out, STAGE, [*lost, *failed])
   slide_files.warn(found)
   workdir.write_table(out / 'slides.parquet', slide_files.table(run, found))
   return found
+
+
+def _polygons(facts: dict, lost: list[dict]) -> list[Polygon]:
+  """Of the annotation; none, and a line of what failed, if it is broken."""
+  try:
+    if path := facts['annotation']:
+      return read_annotation(path, (facts['width'], facts['height']))
+  except AnnotationError as error:
+    lost.append(lost_annotation(error))
+  return []
+
+
+def lost_annotation(error: AnnotationError) -> dict:
+  """A line of failures.jsonl."""
+  logging.warning('%s', error)
+  return {'stage': STAGE, 'item': 'annotation', 'error': str(error)}
 
 
 def unscored(out: pathlib.Path) -> int:

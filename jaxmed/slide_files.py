@@ -22,7 +22,7 @@ from jaxmed import workdir
 from jaxmed.errors import UserError
 from jaxmed.metrics.lesions import suppress
 from jaxmed.score import Run
-from jaxmed.slide_stream import SlideFound
+from jaxmed.slide_work import SlideFound
 from jaxmed.slides import heatmap
 from jaxmed.slides.annotations import Polygon
 from jaxmed.slides.detections import write_detections
@@ -36,7 +36,7 @@ PREFIXES = {'max': 'score.', 'mean': 'mean.'}  # Of columns; or slide.RULE. .
 SEARCHED = 2**25  # Pixels in which outlines and detections are searched for.
 DRAWN = 2**20  # Pixels of a map that is drawn.
 REGION = (255, 140, 0)  # Orange: the colour of outlines.
-Shown = tuple[Float[np.ndarray, 'rows columns'], int]  # Map, its downsample.
+Shown = tuple[Float[np.ndarray, 'rows columns'], float]  # Map, its downsample.
 
 
 def rule_scores(
@@ -244,6 +244,7 @@ def table(run: Run, slides: Sequence[dict]) -> pa.Table:
     columns['tiles_failed'].append(tiles_failed(facts))
     for name in ('tiles_unnormalised', 'reason', 'width', 'height', 'mpp'):
       columns[name].append(facts[name])
+    columns['exhaustive'].append(facts['exhaustive'])
     for rule in RULES:
       for name in run.names:
         columns[column(rule, name)].append(
@@ -261,6 +262,8 @@ def _type(name: str, values: list) -> pa.DataType | None:
   """Of a column that may be empty of values."""
   if name in ('width', 'height'):
     return pa.int64()
+  if name == 'exhaustive':  # Whether all lesions are drawn, if that is known.
+    return pa.bool_()
   return pa.float64() if name == 'mpp' or '.' in name else None
 
 

@@ -15,25 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
 
 from jaxmed.datasets.crew import cores
 from jaxmed.method import Batch
 from jaxmed.progress import Progress
 from jaxmed.score import Part, Run
-from jaxmed.slides.blend import Blend
-from jaxmed.slides.grid import Grid, coverage, tile_grid
-from jaxmed.slides.heatmap import ScoreMap
+from jaxmed.slide_work import SlideFound, Work
 from jaxmed.slides.reader import Slide, SlideError, TileError, open_slide
-from jaxmed.slides.tissue import tissue_mask
 
-THUMBNAIL = 900  # Pixels of its longer side.
 AHEAD = 3  # Batches of tiles being read.
 SLIDES_AHEAD = 2  # Whose tissue is being found.
-SCALE = 1.2  # Largest ratio of a slide's µm per pixel to training's.
-NCRF_STRIDE = 64  # A pixel of level 6.
-SCHEMES = ('tiles', 'ncrf')
-TISSUE = {'tiles': 'stain', 'ncrf': 'otsu'}  # How it is found by default.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,54 +41,6 @@ class Job:
   dense: pathlib.Path | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class SlideFound:
-  """What a run says of a slide.
-
-  Attributes:
-    maps: by score, one value a tile; NaN where there is no tissue.
-    scores: the largest value of each map, or NaN if `reason` says why not.
-    tiles: how many tiles have tissue.
-    failures: of tiles that could not be read: level, x, y and the error.
-    reason: why the slide has no score, or ''.
-    grid: where the tiles lie; of the NCRF scheme, the squares at whose
-      centres they lie.
-    size: (width, height) of level 0.
-    mpp: micrometres per pixel of level 0; mpp_xy: the same in x and in y.
-    thumbnail: the whole slide, small.
-    tiles_unnormalised: scored as they came, for `data.stain` found no stain.
-    dense: the pixel map, on the disk, if one was wanted.
-    downsample: pixels of level 0 per pixel of `dense`.
-  """
-
-  maps: dict[str, Float[np.ndarray, 'rows columns']]
-  scores: dict[str, float]
-  tiles: int
-  failures: list[dict]
-  reason: str
-  grid: Grid
-  size: tuple[int, int]
-  mpp: float
-  mpp_xy: tuple[float, float]
-  thumbnail: UInt8[np.ndarray, 'height width 3']
-  tiles_unnormalised: int = 0
-  dense: Float32[np.ndarray, 'height width'] | None = None
-  downsample: int = 1
-
-  def over(self, name: str) -> ScoreMap:
-    """The map of a score, with the places of its tiles."""
-    return ScoreMap(self.maps[name], self.grid, self.size)
-
-
-def grid_of(run: Run, size: tuple[int, int]) -> Grid:
-  """The tiles of a slide of this (width, height), or their squares."""
-  score = run.config.score
-  if score.scheme == 'ncrf':
-    stride = score.stride or NCRF_STRIDE
-    return tile_grid(size, stride)
-  return tile_grid(size, run.config.data.size, score.stride)
-
-
 def score_slide(
   run: Run, slide: Slide, progress: Progress | None = None
 ) -> SlideFound:
@@ -105,7 +48,7 @@ def score_slide(
 
   `progress` counts all tiles of `grid_of`, the empty ones at once.
   """
-  (work,) = _flow(run, [_Work(run, slide)], (), progress)
+  (work,) = _flow(run, [Work(run, slide)], (), progress)
   return work.found()
 
 
@@ -118,111 +61,7 @@ def score_each(
   with contextlib.closing(_opened(run, jobs)) as opened:
     works = _flow(run, opened, maps, progress)
     for job, work in zip(jobs, works, strict=True):
-      yield job, work.found() if isinstance(work, _Work) else work.error
-
-
-class _Work:
-  """A slide while it is being scored."""
-
-  def __init__(
-    self,
-    run: Run,
-    slide: Slide,
-    close: Callable[[], None] = lambda: None,
-    dense: pathlib.Path | None = None,
-  ):
-    check_scale(run, slide)
-    score = run.config.score
-    self._run, self.slide = run, slide
-    self.close = close  # Called when all its tiles have been read.
-    self.grid = grid_of(run, slide.size)
-    self.tile = run.config.data.size
-    try:
-      mask = tissue_mask(slide, score.tissue_method or TISSUE[score.scheme])
-      tissue = coverage(mask, self.grid) >= score.tissue
-      self._thumbnail = _thumbnail(slide)
-    except TileError as error:
-      raise SlideError(
-        f'{slide.path} cannot be looked at as a whole ({error.reason} at '
-        f'level {error.level}, x {error.x}, y {error.y}), so its tissue '
-        'cannot be found; copy or scan it again.'
-      ) from error
-    self.places = np.argwhere(tissue)
-    self.empty = tissue.size - len(self.places)
-    self.left = len(self.places)
-    self._failures, self._unnormalised = [], 0
-    self._maps = {
-      k: np.full(tissue.shape, np.nan, np.float32) for k in run.names
-    }
-    self._blend = None
-    if dense:
-      downsample = max(1, round(score.map_mpp / slide.mpp))
-      self._blend = Blend(dense, slide.size, self.tile, downsample)
-
-  def read(self, number: int) -> UInt8[np.ndarray, 'h w 3']:
-    return self.slide.read(*self._corner(number), self.tile, self.tile)
-
-  def fail(self, number: int, error: Exception) -> None:
-    """A tile that can't be read is noted, never made up."""
-    x, y = self._corner(number)
-    place = {'level': 0, 'x': x, 'y': y}
-    if isinstance(error, TileError):
-      place = {'level': error.level, 'x': error.x, 'y': error.y}
-    self._failures.append(place | {'error': str(error)})
-    self.left -= 1
-
-  def take(self, part: Part, cut: slice) -> None:
-    """The scores of some of the tiles, in their order, out of a batch."""
-    numbers = part.batch.row[cut]
-    row, column = self.places[numbers].T
-    for name, values in part.image.items():
-      self._maps[name][row, column] = values[cut]
-    if 'normalised' in part.flags:
-      self._unnormalised += int((~part.flags['normalised'][cut]).sum())
-    if self._blend:
-      values = part.pixel[self._run.config.score.dense][cut]
-      for number, one in zip(numbers, values, strict=True):
-        self._blend.add(*self._corner(number), one)
-    self.left -= len(numbers)
-
-  def found(self) -> SlideFound:
-    scores = {name: _highest(values) for name, values in self._maps.items()}
-    reason = self._reason(scores)
-    if reason:
-      scores = dict.fromkeys(scores, float('nan'))
-    return SlideFound(
-      self._maps,
-      scores,
-      len(self.places),
-      self._failures,
-      reason,
-      self.grid,
-      self.slide.size,
-      self.slide.mpp,
-      tuple(self.slide.mpp_xy),
-      self._thumbnail,
-      self._unnormalised,
-      self._blend.finish() if self._blend else None,
-      self._blend.downsample if self._blend else 1,
-    )
-
-  def _reason(self, scores: dict[str, float]) -> str:
-    tiles, failed = len(self.places), len(self._failures)
-    if not tiles:
-      return 'no tile has enough tissue'
-    if failed > self._run.config.score.max_failed * tiles:
-      return f'{failed} of {tiles} tiles could not be read'
-    if np.isnan(scores[self._run.primary]):
-      return f'{self._run.primary} is not finite on any tile'
-    return ''
-
-  def _corner(self, number: int) -> tuple[int, int]:
-    """x and y of a tile; of the NCRF scheme, it may lie beyond the border."""
-    row, column = self.places[number]
-    shift = 0
-    if self._run.config.score.scheme == 'ncrf':
-      shift = (self.grid.tile - self.tile) // 2
-    return int(self.grid.x[column]) + shift, int(self.grid.y[row]) + shift
+      yield job, work.found() if isinstance(work, Work) else work.error
 
 
 @dataclasses.dataclass
@@ -238,40 +77,14 @@ class _Unopened:
     pass
 
 
-def check_scale(run: Run, slide: Slide) -> None:
-  """Nuclei of half the size are not what the run knows as healthy."""
-  if run.mpp and abs(np.log(slide.mpp / run.mpp)) > np.log(SCALE):
-    raise SlideError(
-      f'{slide.path} has {slide.mpp:.3g} µm per pixel, but the run was '
-      f'trained at {run.mpp:.3g}; train on tiles of its scale, or give the '
-      'right --mpp if the file is mistaken.'
-    )
-
-
-def _thumbnail(slide: Slide) -> UInt8[np.ndarray, 'height width 3']:
-  """From a coarser level, so smaller, where the usual one has a broken tile."""
-  usual = max(1.0, max(slide.size) / THUMBNAIL)
-  downsamples = [level.downsample for level in slide.levels]
-  *others, last = [usual, *(d for d in downsamples if d > usual)]
-  for downsample in others:
-    with contextlib.suppress(TileError):
-      return slide.overview(downsample)
-  return slide.overview(last)
-
-
-def _highest(values: np.ndarray) -> float:
-  finite = values[np.isfinite(values)]
-  return float(finite.max()) if len(finite) else float('nan')
-
-
-def _opened(run: Run, jobs: Sequence[Job]) -> Iterator[_Work | _Unopened]:
+def _opened(run: Run, jobs: Sequence[Job]) -> Iterator[Work | _Unopened]:
   """The slides in turn, a few opened ahead; each is closed once it is read."""
 
-  def begin(job: Job) -> _Work | _Unopened:
+  def begin(job: Job) -> Work | _Unopened:
     opened = contextlib.ExitStack()
     try:
       slide = opened.enter_context(open_slide(job.path, job.mpp))
-      return _Work(run, slide, opened.close, job.dense)
+      return Work(run, slide, opened.close, job.dense)
     except SlideError as error:
       opened.close()
       return _Unopened(error, job.tiles)
@@ -293,7 +106,7 @@ def _opened(run: Run, jobs: Sequence[Job]) -> Iterator[_Work | _Unopened]:
 
 def _flow(
   run: Run, works: Iterable, maps: tuple, progress: Progress | None
-) -> Iterator[_Work | _Unopened]:
+) -> Iterator[Work | _Unopened]:
   """The slides in their order, each once all its tiles are scored."""
   begun, batches = collections.deque(), collections.deque()
   count = progress.add if progress else lambda n: None
@@ -358,7 +171,7 @@ def _batches(
 def _read_ahead(works: Iterable, most: int) -> Iterator[tuple]:
   """(slide, number of the tile, its pixels or why not), in order."""
 
-  def read(work: _Work, number: int) -> np.ndarray | Exception:
+  def read(work: Work, number: int) -> np.ndarray | Exception:
     try:
       return work.read(number)
     except (TileError, SlideError, OSError) as error:

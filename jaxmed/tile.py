@@ -99,7 +99,7 @@ def _told(failures: Sequence[str], said: str) -> list[str]:
   if len(failures) > SHOWN:
     lines.append(f'  and {len(failures) - SHOWN} more.')
   if any('the option mpp=' in one for one in failures):
-    lines.append('  (That option is --slide_mpp here.)')
+    lines.append('  (That option is --slide-mpp here.)')
   return lines
 
 

@@ -72,13 +72,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help='least of a tile (%(default)s)',
   )
   add(
-    '--tissue_method',
+    '--tissue-method',
     default='stain',
     metavar='METHOD',
     help='stain, codait or otsu (%(default)s)',
   )
   add(
-    '--slide_mpp',
+    '--slide-mpp',
     type=float,
     default=0.0,
     metavar='UM',
@@ -100,11 +100,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help='say how many tiles there are and what disk they need; write nothing',
   )
   add(
-    '--beam_runner',
+    '--beam-runner',
+    '--beam_runner',  # As Beam's own programs spell it.
     metavar='RUNNER',
     help='Apache Beam does the work: DirectRunner, DataflowRunner, SparkRunner',
   )
   add(
+    '--beam-flags',
     '--beam_flags',
     default='',
     metavar='FLAGS',
@@ -117,7 +119,7 @@ def run(parsed: argparse.Namespace) -> tuple[str, list[str]]:
   from jaxmed import tile
 
   if parsed.beam_flags and not parsed.beam_runner:
-    raise UserError('--beam_flags needs --beam_runner.')
+    raise UserError('--beam-flags needs --beam-runner.')
   if parsed.workers is not None and parsed.workers < 1:
     raise UserError(f'--workers is {parsed.workers}; it has to be at least 1.')
   options = {

@@ -146,7 +146,7 @@ def test_a_file_that_is_no_image_is_named(run, tmp_path, capsys):
     'empty.png': 'empty.png is unreadable: the file is empty',
     'slide.svs': "slide.svs can't be opened as a slide",
     'float.tif': 'float.tif is unreadable: tiff of type float32',
-    'five.tif': "five.tif can't be opened as a slide",
+    'five.tif': "five.tif can't be opened as a slide: it is a stack of 5",
     'channels.tif': 'channels.tif is unreadable',
   }.items():
     given = ['--workdir', run.folder, '--out', 'out', name]

@@ -10,7 +10,7 @@ import pytest
 from configs import defaults
 from jaxmed import beforehand, cli, command, evaluate, workdir
 from jaxmed.errors import UserError
-from jaxmed.slides import annotations
+from jaxmed.slides import annotations, geojson
 from tests.test_evaluate import scored
 
 WIDTH, HEIGHT = 6400, 4810  # Not whole pixels of 1/32.
@@ -172,6 +172,30 @@ def test_slides_that_do_not_count_are_named(folder):
   assert '6 left out' in shown
   for group, reason in reasons.items():
     assert f'left out: {group}, {reason}' in shown
+
+
+def test_where_the_table_says_what_is_annotated_names_do_not(folder):
+  folder.add('test_114', [(0.9, INSIDE)], [LARGE], 0.3)
+  folder.add('test_010', [(0.9, INSIDE)], [LARGE], 0.3)
+  for row in folder.rows:
+    row['exhaustive'] = row['group'] != 'test_010'
+  folder.rows[2]['exhaustive'] = None  # Nobody says; its name is no reason.
+  results = folder.evaluate()
+  (excluded,) = results['froc']['excluded']
+  assert excluded['group'] == 'test_010'
+  assert 'not all annotated' in excluded['reason']
+  assert 'left out' not in ' '.join(results['warnings'])
+
+
+def test_lesions_may_be_drawn_in_qupath(folder):
+  before = folder.evaluate()['froc']
+  for row in folder.rows[:2]:
+    path = folder.path / row['annotation']
+    drawn = annotations.read_xml(path)
+    geojson.write_geojson(path.with_suffix('.geojson'), drawn)
+    path.unlink()
+    row['annotation'] = f'{path.stem}.geojson'
+  assert folder.evaluate()['froc'] == before
 
 
 def test_the_scale_is_the_slides_own_unless_strict(folder):

@@ -252,9 +252,9 @@ def test_a_slide_is_scored_and_the_rest_redone(finished, environment, tmp_path):
   )
   assert rows['cut.png']['tiles'] == 1
   assert len(list(out.glob('*_overlay.png'))) == 2
-  argv = *where, '--mpp', '0.25', slide['path']
+  argv = *where, '--mpp', '1', slide['path']
   done = _run('cli', 'score', *argv, env=environment)
-  assert done.returncode == 2 and 'trained at 0.5' in done.stderr
+  assert done.returncode == 2 and 'than the 0.5 that the run was' in done.stderr
   for command in ('evaluate', 'report'):
     done = _run('cli', command, *where, env=environment)
     assert done.returncode == 0, done.stderr

@@ -2,9 +2,11 @@
 
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tifffile
@@ -16,12 +18,14 @@ from jaxmed import (
   learn,
   score_files,
   score_records,
+  score_slides,
   slide_files,
   slide_stream,
+  slide_work,
   workdir,
 )
 from jaxmed.configs import patchcore
-from jaxmed.datasets import phantom, write
+from jaxmed.datasets import phantom, tables, write
 from jaxmed.datasets.records import open_records
 from jaxmed.errors import UserError
 from jaxmed.evaluate_lesions import read_detections
@@ -176,9 +180,73 @@ def test_ncrfs_tiles_lie_around_the_pixels_of_level_6(run, slides):
   run.config.score.stride = 16  # Tiles then lie beyond the border.
   with open_slide(path) as slide:
     assert slide.read(-8, -8, SIDE, SIDE).shape == (SIDE, SIDE, 3)
-    work = slide_stream._Work(run, slide)
+    work = slide_work.Work(run, slide)
   work.places = np.array([[0, 0]])
   assert work._corner(0) == (-8, -8)
+
+
+def test_tiles_that_lie_apart_are_in_the_middle_of_their_squares(run, slides):
+  path = slides / 'b.tif'
+  run.config.score.stride = 80
+  squares = grid.tile_grid(SIZE, 80)
+  corners = lambda r, c: (c * 80 + 24, r * 80 + 24)
+  expected, _ = brute(run, path, SIDE, corners, covered(path, squares))
+  found = run.score_slide(path)
+  assert found.tiles > 10
+  np.testing.assert_allclose(found.maps['nearest'], expected, rtol=1e-5)
+  np.testing.assert_array_equal(found.over('nearest').squares(), expected)
+
+
+@pytest.fixture
+def coarse(run, monkeypatch):
+  """A run that was trained at 1.25 um, and slides of 0.5."""
+  monkeypatch.setattr(run, 'mpp', 1.25)
+  return run
+
+
+def test_a_finer_slide_is_read_at_the_scale_of_training(
+  coarse, slides, tmp_path
+):
+  path, side = slides / 'a.tif', 80
+  tiles = grid.tile_grid(SIZE, side)
+  tissue = covered(path, tiles)
+  expected = np.full(tissue.shape, np.nan, np.float32)
+  blended = blend.Blend(tmp_path / 'map', (282, 208), SIDE, 3)
+  with open_slide(path) as slide:
+    for row, column in np.argwhere(tissue).tolist():
+      x, y = column * side, row * side
+      pixels = slide.region(x, y, SIDE, SIDE, 1.25).pixels
+      found = coarse.score([pixels])
+      expected[row, column] = found.scores['nearest'][0]
+      blended.add(column * SIDE, row * SIDE, found.maps[MAP][0])
+  coarse.config.score.dense = MAP
+  (found,) = stream(coarse, [path], tmp_path)
+  assert found.tiles > 10
+  np.testing.assert_allclose(found.maps['nearest'], expected, rtol=1e-5)
+  np.testing.assert_allclose(found.dense, blended.finish(), rtol=1e-4)
+  assert found.downsample == 3 * 2.5 and found.grid.stride == side
+
+
+def test_files_of_a_finer_slide_have_its_own_scale(coarse, slides, tmp_path):
+  coarse.config.score.dense = MAP
+  path, unscored = score(coarse.folder, slides, tmp_path)
+  assert not unscored
+  for row in pq.read_table(path).to_pylist():
+    assert row['mpp'] == 0.5 and row['tiles']
+  for name, scale in (('a.ome.tif', 40.0), (f'a_{MAP}.ome.tif', 3.75)):
+    with tifffile.TiffFile(tmp_path / name) as file:
+      about = tifffile.xml2dict(file.ome_metadata)['OME']['Image']['Pixels']
+    assert about['PhysicalSizeX'] == pytest.approx(scale)
+  found = read_detections(tmp_path / 'detections/a.csv')
+  assert len(found) and (found[:, 1:] < SIZE).all()
+
+
+def test_a_coarser_slide_is_refused(run, slides, tmp_path, monkeypatch):
+  monkeypatch.setattr(run, 'mpp', 0.25)
+  path, unscored = score(run.folder, slides, tmp_path)
+  assert unscored == 3
+  reason = pq.read_table(path)['reason'].to_pylist()[0]
+  assert '0.5 µm per pixel, coarser than the 0.25' in reason
 
 
 def test_a_pixel_map_is_blended_from_overlapping_tiles(run, slides, tmp_path):
@@ -226,6 +294,7 @@ def test_a_folder_gives_a_table(scored, loaded, slides):
   assert table.column_names == [
     *('group', 'path', 'annotation', 'label', 'tiles', 'tiles_failed'),
     *('tiles_unnormalised', 'reason', 'width', 'height', 'mpp'),
+    'exhaustive',
     *('score.nearest', 'mean.nearest'),
     *('slide.mean_above.nearest', 'slide.top_k.nearest'),
   ]
@@ -467,6 +536,32 @@ def test_annotations_give_labels(folder, slides, tmp_path, caplog):
   assert len(failed) == 2
   assert any('other' in text for text in failed)
   assert any('c.xml' in text for text in failed)
+
+
+def test_a_launch_tells_of_slides_that_were_never_opened(
+  folder, slides, run, tmp_path, monkeypatch
+):
+  (tmp_path / 'gone.xml').write_text('<no')
+  rows = [
+    {'group': 'a', 'path': str(slides / 'a.tif'), 'label': 1, 'mpp': 0.5},
+    {'group': 'gone', 'path': str(tmp_path / 'gone.svs'), 'label': 0},
+  ]
+  width, height = SIZE
+  rows[0] |= {'annotation': 'gone.xml', 'width': width, 'height': height}
+  rows[0] |= {'exhaustive': False}
+  rows[1] |= {'annotation': '', 'width': 0, 'height': 0, 'mpp': float('nan')}
+  rows = [{'split': 'test'} | row for row in rows]
+  table = pa.Table.from_pylist(rows, pa.schema(list(tables.SLIDES.items())))
+  monkeypatch.setattr(run, 'folder', tmp_path / 'run')
+  records = types.SimpleNamespace(slides=table, directory=tmp_path)
+  score_slides.score_slides(run, records)
+  whole, gone = pq.read_table(tmp_path / 'run/slides.parquet').to_pylist()
+  assert whole['score.nearest'] > 0 and whole['exhaustive'] is False
+  assert 'There is no slide' in gone['reason'] and 'gone.svs' in gone['reason']
+  assert gone['score.nearest'] is None and gone['exhaustive'] is None
+  assert score_slides.unscored(tmp_path / 'run') == 1
+  failed = lines(tmp_path / 'run/failures.jsonl')
+  assert 'gone.xml' in failed[0]['error'] and 'gone.svs' in failed[1]['error']
 
 
 @pytest.mark.parametrize(

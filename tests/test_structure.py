@@ -52,6 +52,7 @@ TOP = {
   'score_slides',
   'slide_files',
   'slide_stream',
+  'slide_work',
   'stain_files',
   'tile',
   'tile_command',

@@ -69,9 +69,11 @@ def test_a_slide_that_cannot_be_read_makes_the_exit_code_1(
   assert '1 could not be read (failures.jsonl):\n  broken: ' in said
 
 
-def test_beam_gets_its_flags(slides, hands, capsys):
-  argv = ['tile', '--slides=slides', '--out=R', '--beam_runner=SparkRunner']
-  cli.main([*argv, '--dry-run', '--beam_flags=--a=1 --b="2 3"'])
+@pytest.mark.parametrize('dash', '-_')
+def test_beam_gets_its_flags(slides, hands, capsys, dash):
+  argv = ['tile', '--slides=slides', '--out=R', '--dry-run']
+  argv.append(f'--beam{dash}runner=SparkRunner')
+  cli.main([*argv, f'--beam{dash}flags=--a=1 --b="2 3"'])
   assert hands == [(None, ['--runner=SparkRunner', '--a=1', '--b=2 3'])]
 
 
@@ -79,7 +81,7 @@ def test_beam_gets_its_flags(slides, hands, capsys):
   ('options', 'said'),
   [
     (['--workers=0'], '--workers is 0; it has to be at least 1.'),
-    (['--beam_flags=--x'], '--beam_flags needs --beam_runner.'),
+    (['--beam_flags=--x'], '--beam-flags needs --beam-runner.'),
     (['--size=0'], 'at least'),
     (['--tissue=2'], 'out of bounds'),
     (['--annotations=nowhere'], 'nowhere'),

@@ -30,7 +30,7 @@ def run_all(
   except ImportError as error:
     raise errors.UserError(
       'Apache Beam is not installed; get it with: pip install "jaxmed[beam]". '
-      'Without --beam_runner the processes of this machine do the same work.'
+      'Without --beam-runner the processes of this machine do the same work.'
     ) from error
   logging.info('%s: %d tasks to Beam (%s).', name, len(left), ' '.join(flags))
   options = pipeline_options.PipelineOptions(list(flags))
