@@ -34,7 +34,6 @@ from jaxmed.datasets import write
 from jaxmed.datasets.records import open_records
 from jaxmed.method import Info, Method, Score, State
 from jaxmed.score import Run
-from jaxmed.slides import grid, tissue
 from jaxmed.slides.reader import open_slide
 from jaxmed.training import sharding
 
@@ -108,7 +107,7 @@ def overhead(path: pathlib.Path, out: pathlib.Path, tile: int = 256) -> None:
   watch = Stopwatch()
   with open_slide(path) as slide:
     width, height = slide.size
-    work = slide_work.Work(run, slide)
+    slide_work.Work(run, slide)  # Finds the tissue and lays the grid.
   prepared = watch.lap('tissue and grid', f'{width} x {height} px')
   jobs = [slide_stream.Job(path)]
   ((_, found),) = slide_stream.score_each(run, jobs)

@@ -23,7 +23,7 @@ from jaxmed.errors import UserError
 from jaxmed.metrics.lesions import suppress
 from jaxmed.score import Run
 from jaxmed.slide_work import SlideFound
-from jaxmed.slides import heatmap
+from jaxmed.slides import heatmap, layers
 from jaxmed.slides.annotations import Polygon
 from jaxmed.slides.detections import write_detections
 from jaxmed.slides.geojson import write_geojson
@@ -201,26 +201,48 @@ def draw(
   highest: float,
   polygons: Sequence[Polygon] = (),
 ) -> None:
-  """GROUP_overlay.png: the map over the slide, from the median normal up."""
-  known = run.calibration[_shown_name(run)]
-  low = known['value'][len(known['value']) // 2]
+  """Pictures of the map over the slide, from the median normal up.
+
+  GROUP_overlay.png is all in one; GROUP_heat.png and GROUP_layers.json are
+  what the report lays over the thumbnail.
+  """
+  name = _shown_name(run)
+  known = run.calibration[name]['value']
+  limits = known[len(known) // 2], max(highest, known[len(known) // 2] + 1e-6)
   values, downsample = _shown(run, folder, facts, DRAWN)
   rows, columns = values.shape
   squares = Grid(downsample, downsample, columns, rows)
   group, size = facts['group'], (facts['width'], facts['height'])
   with Image.open(folder / f'{group}_thumbnail.png') as image:
     thumbnail = np.asarray(image)
+  label = run.config.score.dense or run.primary
   drawn = heatmap.draw_overlay(
     thumbnail,
     heatmap.ScoreMap(values, squares, size),
-    label=run.config.score.dense or run.primary,
+    label=label,
     polygons=polygons,
     tissue=np.isfinite(values),
-    threshold=threshold(run, _shown_name(run)),
-    limits=(low, max(highest, low + 1e-6)),
+    threshold=threshold(run, name),
+    limits=limits,
     mpp=facts['mpp'],
   )
   heatmap.save_overlay(folder / f'{group}_overlay.png', drawn)
+  heat = Image.fromarray(layers.coloured(values, limits))
+  heatmap.save_overlay(folder / f'{group}_heat.png', heat)
+  step = max(size) / max(thumbnail.shape)  # A pixel of the thumbnail.
+  workdir.write_json(
+    folder / f'{group}_layers.json',
+    {
+      'size': size,
+      'map': (columns * downsample, rows * downsample),
+      'label': label,
+      'limits': limits,
+      'threshold': threshold(run, name),
+      'tissue': layers.edges(np.isfinite(values), downsample, step),
+      'above': layers.edges(values > threshold(run, name), downsample, step),
+      'annotations': layers.rings(polygons, step),
+    },
+  )
 
 
 def highest_drawn(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxmed.report import words
+from jaxmed.report import slide_layers, words
 from jaxmed.report.images import Pictures
 from jaxmed.report.load import LABELS, Run
 
@@ -25,18 +25,24 @@ def slide_rows(run: Run, pictures: Pictures) -> dict:
   names = [key[6:] for key in run.slides[0] if key.startswith('score.')]
   names = sorted(names, key=lambda name: name != run.primary)
   columns = [(f'score.{name}', f'{name}, max') for name in names]
+  rules = {'mean.': 'mean', 'slide.mean_above.': 'mean above the threshold'}
+  rules |= {'slide.top_k.': 'mean of the highest'}
   columns += [
-    (f'mean.{name}', f'{name}, mean')
-    for name in names
-    if f'mean.{name}' in run.slides[0]
+    (f'{prefix}{name}', f'{name}, {title}')
+    for prefix, title in rules.items()
+    for name in names[: None if prefix == 'mean.' else 1]
+    if f'{prefix}{name}' in run.slides[0]
   ]
   rows = [_slide(row, columns, i) for i, row in enumerate(run.slides)]
+  for row in rows:
+    row['files'] = slide_layers.files(run, row['group'])
   rows.sort(key=lambda row: -row['rank'])
   half = SLIDES // 2
   shown = rows if len(rows) <= SLIDES else rows[:half] + rows[-half:]
   for row in shown:
     side = LARGE if len(shown) <= FEW else SMALL
-    row['pictures'] = _slide_pictures(run, pictures, row['group'], side)
+    row['pictures'] = slide_layers.layers(run, pictures, row['group'], side)
+  drawn = [row['pictures'] for row in shown]
   return {
     'columns': [title for _, title in columns],
     'rows': rows,
@@ -44,6 +50,11 @@ def slide_rows(run: Run, pictures: Pictures) -> dict:
     'hidden': len(rows) - len(shown),
     'failed': any(row['failed'] for row in rows),
     'reasons': any(row['reason'] for row in rows),
+    'files': any(row['files'] for row in rows),
+    'layered': next(
+      (r['pictures'] for r in shown if 'scale' in r['pictures']), {}
+    ),
+    'most': slide_layers.DETECTIONS,
   }
 
 
@@ -60,19 +71,6 @@ def _slide(row: dict, columns: list, number: int) -> dict:
     'scores': scores,
     'rank': -np.inf if first is None else first,
     'pictures': {},
-  }
-
-
-def _slide_pictures(
-  run: Run, pictures: Pictures, group: str, side: int
-) -> dict:
-  """The slide, and its heat map, which may have a bar to its right."""
-  paths = {
-    kind: run.file(f'maps/{group}_{kind}.png')
-    for kind in ('thumbnail', 'overlay')
-  }
-  return {
-    kind: pictures.embed(path, side) for kind, path in paths.items() if path
   }
 
 

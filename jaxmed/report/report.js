@@ -1,5 +1,5 @@
 'use strict';
-// Sorting of tables, the opacity of heat maps, and all details on paper.
+// Sorting of tables, heat maps and their layers, and all details on paper.
 
 const text = new Intl.Collator('en', { numeric: true, sensitivity: 'base' });
 
@@ -48,12 +48,18 @@ for (const table of document.querySelectorAll('table.sortable')) {
   });
 }
 
+const page = document.documentElement;
 const slider = document.getElementById('opacity');
 if (slider) {
-  slider.addEventListener('input', () => {
-    const opacity = slider.value / 100;
-    document.documentElement.style.setProperty('--overlay', opacity);
-  });
+  const fade = () => page.style.setProperty('--overlay', slider.value / 100);
+  slider.addEventListener('input', fade);
+  fade();
+}
+
+for (const box of document.querySelectorAll('.switch')) {
+  const show = () => page.classList.toggle(`hide-${box.value}`, !box.checked);
+  box.addEventListener('change', show);
+  show();
 }
 
 addEventListener('beforeprint', () => {

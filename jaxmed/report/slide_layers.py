@@ -1,0 +1,120 @@
+"""A slide's picture in layers: thumbnail, heat map, outlines, detections.
+
+Each layer can be shown and hidden. A run scored before there were layers has
+one picture with everything in it, which is shown as it is.
+"""
+
+import csv
+import html
+import json
+import math
+
+import markupsafe
+
+from jaxmed.report import words
+from jaxmed.report.images import Pictures
+from jaxmed.report.load import Run
+
+OUTLINES = 'tissue', 'above', 'annotations'
+DETECTIONS = 200  # Marked on a slide at most, the surest ones.
+FILES = {  # What a slide has for other programs.
+  'maps/{}.ome.tif': 'map',
+  'maps/{}.geojson': 'outlines',
+  'detections/{}.csv': 'detections',
+  'maps/{}_overlay.png': 'picture',
+}
+
+
+def layers(run: Run, pictures: Pictures, group: str, side: int) -> dict:
+  """What the template shows of a slide; empty where there is no picture."""
+  about = _about(run, group)
+  kinds = ('thumbnail', 'heat') if about else ('thumbnail', 'overlay')
+  paths = {kind: run.file(f'maps/{group}_{kind}.png') for kind in kinds}
+  found = {
+    kind: pictures.embed(path, side) for kind, path in paths.items() if path
+  }
+  if about and found:
+    detections = _detections(run, group)
+    found |= {
+      'lines': _lines(about, detections),
+      'extent': _extent(about),
+      'scale': _scale(about),
+      'detections': len(detections),
+    }
+  return found
+
+
+def files(run: Run, group: str) -> list[tuple[str, str]]:
+  """(path, word) of a slide's files that are there."""
+  named = ((name.format(group), word) for name, word in FILES.items())
+  return [(path, word) for path, word in named if run.file(path)]
+
+
+def _about(run: Run, group: str) -> dict:
+  path = run.file(f'maps/{group}_layers.json')
+  try:
+    about = json.loads(path.read_text('utf-8')) if path else {}
+    return about if min(about['size']) > 0 else {}
+  except (OSError, ValueError, KeyError, TypeError):
+    return {}
+
+
+def _detections(run: Run, group: str) -> list[tuple[float, float, float]]:
+  """(confidence, x, y), the surest first."""
+  path = run.file(f'detections/{group}.csv')
+  if not path:
+    return []
+  found = []
+  with path.open(newline='', encoding='utf-8', errors='replace') as file:
+    for row in csv.reader(file):
+      try:
+        confidence, x, y = map(float, row)
+      except ValueError:
+        continue
+      if all(map(math.isfinite, (confidence, x, y))):
+        found.append((confidence, x, y))
+  return sorted(found, reverse=True)
+
+
+def _extent(about: dict) -> str:
+  """The map's share of the picture, which it may exceed by part of a square."""
+  (width, height), (across, down) = about['size'], about['map']
+  return f'width:{100 * across / width:.3f}%;height:{100 * down / height:.3f}%'
+
+
+def _scale(about: dict) -> dict:
+  """What the colours mean, and where on their bar the threshold is."""
+  low, high = about['limits']
+  cut = words.finite(about.get('threshold'))
+  share = None if cut is None else (cut - low) / (high - low)
+  return {
+    'label': str(about.get('label', '')),
+    'low': low,
+    'high': high,
+    'threshold': cut,
+    'at': 100 * share if share is not None and 0 <= share <= 1 else None,
+  }
+
+
+def _lines(about: dict, detections) -> markupsafe.Markup:
+  """Outlines and detections as one drawing in pixels of level 0."""
+  width, height = about['size']
+  radius = max(width, height) / 90
+  drawn = [
+    f'<g class="layer {kind}">'
+    + ''.join(f'<polygon points="{html.escape(str(ring))}"/>' for ring in rings)
+    + '</g>'
+    for kind in OUTLINES
+    if (rings := about.get(kind) or [])
+  ]
+  marks = ''.join(
+    f'<circle cx="{x:.0f}" cy="{y:.0f}" r="{radius:.0f}">'
+    f'<title>{confidence:.4g} at {x:.0f}, {y:.0f}</title></circle>'
+    for confidence, x, y in detections[:DETECTIONS]
+  )
+  if marks:
+    drawn.append(f'<g class="layer detections">{marks}</g>')
+  return markupsafe.Markup(
+    f'<svg class="lines" viewBox="0 0 {width:.0f} {height:.0f}" '
+    f'preserveAspectRatio="none" aria-hidden="true">{"".join(drawn)}</svg>'
+  )
