@@ -112,11 +112,10 @@ def dry_run(config: ConfigDict, work: Work) -> tuple[str, list[str]]:
     work(surveys, f'survey {config.name}', 'slides')
     planned = builder.plan(config, directory)
     sizes = [shard.bytes for shard in builder.shards(config, directory)]
-  failures = [
-    f'{failure.item}: {failure.error}'
-    for one in planned
-    for failure in one.found.failures
-  ]
+  failed = [failure for one in planned for failure in one.found.failures]
+  if hasattr(builder, 'failures'):
+    failed = [*builder.failures(config), *failed]
+  failures = [f'{failure.item}: {failure.error}' for failure in failed]
   text = _table(planned, sizes)
   return '\n'.join([text, *_told(failures, 'cannot be read')]), failures
 

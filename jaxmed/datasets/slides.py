@@ -13,9 +13,10 @@ slides as data.path it prepares them itself, in data.dir.
 
 import csv
 import hashlib
+import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxmed import errors
 from jaxmed.datasets import folder, layouts, slide_tiles
-from jaxmed.datasets.shards import Shard
+from jaxmed.datasets.shards import Failure, Shard
 from jaxmed.datasets.slide_tiles import Tiling
 from jaxmed.datasets.surveys import Found, Planned, Source, Survey, stat
 from jaxmed.slides import tissue
@@ -32,6 +33,8 @@ from jaxmed.slides.annotation_files import (
   find_annotation,
   without_slide,
 )
+from jaxmed.slides.annotations import AnnotationError
+from jaxmed.slides.listing import SUFFIXES, find_slides, same_name
 
 NAME = 'slides'
 VERSION = '1.0.0'
@@ -39,18 +42,6 @@ DESCRIPTION = 'Tiles of whole slides, normal and with lesions.'
 CITATION = ''
 LICENCE = 'That of the slides.'
 
-SUFFIXES = (
-  '.svs',
-  '.tif',
-  '.tiff',
-  '.ndpi',
-  '.mrxs',
-  '.scn',
-  '.vms',
-  '.vmu',
-  '.bif',
-  '.svslide',
-)
 OPTIONS = {
   # A folder of annotations, each with its slide's name, or a CSV file with
   # the columns slide and annotation. This path and those below: relative to
@@ -82,9 +73,12 @@ def fingerprint(data_config: ConfigDict) -> dict[str, Any]:
   files += [source.annotation for source in sources if source.annotation]
   tables = [_table(root, options, name) for name in ('labels', 'splits')]
   text = json.dumps(tables, sort_keys=True)
+  troubles = [source.trouble for source in sources if source.trouble]
+  troubles += [failure.error for failure in failures(data_config)]
   return {
     'size': data_config.size,
     'files': stat(files, root),
+    'troubles': troubles,
     'tables': hashlib.sha256(text.encode()).hexdigest(),
     'options': {k: v for k, v in options.items() if k not in PATHS},
   }
@@ -153,7 +147,7 @@ def _labels(
       logging.warning(
         '%s outlines no lesion: its slide counts as normal.', source.annotation
       )
-    label = int(outlined)
+    label = -1 if source.trouble else int(outlined)
     if table is not None:
       label = int(table[source.group])
       if found.outlined and not label:
@@ -182,69 +176,80 @@ def _divide(
 
 def find(root: pathlib.Path, options: dict[str, Any]) -> list[Source]:
   """All slides of a folder by name, with their annotations."""
-  given = options['annotations']
-  beside = root / given if given else None
-  if beside == root:
-    beside = None
-  named: dict[str, pathlib.Path] = {}
-  for path in sorted(_files(root)):
-    if path.stem.lower().endswith('_mask') or beside in path.parents:
-      continue  # An annotation may be a TIFF, and lie among the slides.
-    if path.stem in named:
-      raise errors.UserError(
-        f'Two slides have the name {path.stem}: {named[path.stem]} and {path}. '
-        'Give each a name of its own.'
-      )
-    named[path.stem] = path
-  if not named:
-    raise errors.UserError(
-      f'{root} holds no slides. Expected files that end in one of '
-      f'{", ".join(SUFFIXES)}.'
-    )
+  named, given = _named(root, options), options['annotations']
   outlines = _annotations(root / given, named) if given else {}
+  sources = []
+  for name, paths in named.items():
+    outline, trouble = outlines.get(name, ''), same_name(paths)
+    if isinstance(outline, AnnotationError):
+      outline, trouble = '', trouble or str(outline)
+    where = str(paths[0]), str(outline)
+    sources.append(Source(name, *where, options['slide_mpp'], trouble))
+  return sources
+
+
+def failures(data_config: ConfigDict) -> list[Failure]:
+  """Annotations in the folder of them that belong to no slide."""
+  root, options = _root(data_config), _options(data_config)
+  given = root / options['annotations']
+  if not options['annotations'] or not given.is_dir():
+    return []
+  slides = itertools.chain(*_named(root, options).values())
   return [
-    Source(name, str(path), str(outlines.get(name, '')), options['slide_mpp'])
-    for name, path in named.items()
+    Failure('annotation', str(error)) for error in without_slide(given, slides)
   ]
 
 
+def _named(
+  root: pathlib.Path, options: dict[str, Any]
+) -> dict[str, list[pathlib.Path]]:
+  given = options['annotations']
+  return find_slides(root, root / given if given else None)
+
+
 def _annotations(
-  given: pathlib.Path, named: Mapping[str, pathlib.Path]
-) -> dict[str, pathlib.Path]:
-  """The annotation of each slide that has one, by the slide's name."""
+  given: pathlib.Path, named: Mapping[str, list[pathlib.Path]]
+) -> dict[str, pathlib.Path | AnnotationError]:
+  """The annotation of each slide that has one, or what is wrong with it."""
   if given.is_file():
-    rows = _read_table(given, 'annotation')
-    found = {name: given.parent / path for name, path in rows.items()}
-    strange = [f'{name} of {given}' for name in found if name not in named]
-    missing = [path for path in found.values() if not path.is_file()]
-    if missing:
-      raise errors.UserError(
-        f'{given} names {len(missing)} annotations that are missing, the first '
-        f'{missing[0]}.'
-      )
-  else:
-    paths = {name: find_annotation(given, named[name]) for name in named}
-    found = {name: path for name, path in paths.items() if path}
-    strange = without_slide(given, named.values())
-    if not found and not strange:
-      raise errors.UserError(
-        f'{given} holds no annotations. Expected, for a slide a.svs, one of a'
-        f'{", a".join(ENDINGS)}.'
-      )
-  if strange:
+    return _listed(given, named)
+  found = {}
+  for name, paths in named.items():
+    try:
+      found[name] = find_annotation(given, paths[0])
+    except AnnotationError as error:
+      if not given.is_dir():
+        raise
+      found[name] = error
+  found = {name: path for name, path in found.items() if path}
+  if not found:
+    slides = itertools.chain(*named.values())
+    strange = [f' ({error})' for error in without_slide(given, slides)]
     raise errors.UserError(
-      f'{len(strange)} annotations have no slide, the first: {strange[0]} Add '
-      'the slide, or move its annotation away.'
+      f'{given} holds no annotations of these slides{"".join(strange[:1])}. '
+      f'Expected, for a slide a.svs, one of a{", a".join(ENDINGS)}.'
     )
   return found
 
 
-def _files(start: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Slides by their suffixes, below a folder, but no hidden ones."""
-  for path in start.rglob('*'):
-    hidden = any(part[0] == '.' for part in path.relative_to(start).parts)
-    if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-      yield path
+def _listed(
+  table: pathlib.Path, named: Mapping[str, list[pathlib.Path]]
+) -> dict[str, pathlib.Path]:
+  """The annotations that a table names."""
+  rows = _read_table(table, 'annotation')
+  found = {name: table.parent / path for name, path in rows.items()}
+  if strange := [name for name in found if name not in named]:
+    raise errors.UserError(
+      f'{table} names {len(strange)} slides that are missing, the first '
+      f'{strange[0]}.'
+    )
+  missing = [path for path in found.values() if not path.is_file()]
+  if missing:
+    raise errors.UserError(
+      f'{table} names {len(missing)} annotations that are missing, the first '
+      f'{missing[0]}.'
+    )
+  return found
 
 
 def _table(

@@ -7,6 +7,7 @@ CITATION, LICENCE and the functions
 and, where it has something to say,
   surveys(data_config, directory): tasks to be done before `shards` is called;
   slides(data_config, directory): the rows of slides.parquet;
+  failures(data_config): of what is in no shard;
   expected_bytes(data_config): how much disk it will need. Where that is not
     known beforehand, the shards say it.
 
@@ -21,6 +22,7 @@ data set, as `jaxmed tile` writes, there.
 
 import collections
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import functools
@@ -229,7 +231,8 @@ def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
   work(jobs, f'prepare {module.NAME}', 'tiles')
   index = tables.join_index(jobs)
   about = [shard_files.about(job.part) for job in jobs]
-  failures = [failure for part in about for failure in part['failures']]
+  failures = _failures(module, data_config)
+  failures += [failure for part in about for failure in part['failures']]
   tables.check_index(module.NAME, index, failures)
   pq.write_table(index, unfinished / 'index.parquet')
   if hasattr(module, 'slides'):
@@ -241,6 +244,12 @@ def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
   shutil.rmtree(unfinished / shard_files.PARTS)
   _sweep(unfinished)
   unfinished.rename(directory)
+
+
+def _failures(module, data_config) -> list[dict[str, Any]]:
+  if not hasattr(module, 'failures'):
+    return []
+  return [dataclasses.asdict(one) for one in module.failures(data_config)]
 
 
 def _begin(module, data_config, directory: pathlib.Path) -> pathlib.Path:
