@@ -7,16 +7,19 @@ of their patient, as the images of a folder are (see folder.py), unless a
 table of splits does it: sick patients are for testing.
 
 `jaxmed tile --slides DIR --out R` prepares such a data set in R. A launch
-uses R with --config.data.name=slides --config.data.path=R; with the folder of
+uses R with --config=munit:slides --config.data.path=R; with the folder of
 slides as data.path it prepares them itself, in data.dir.
 """
 
+import collections
 import csv
+import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -112,6 +115,7 @@ def plan(data_config: ConfigDict, directory: pathlib.Path) -> list[Planned]:
   ]
   labels = _labels(_table(root, options, 'labels'), surveyed)
   places = _divide(_table(root, options, 'splits'), labels, options)
+  halves = _halves(places.values(), options['seed'])
   return [
     Planned(
       source,
@@ -119,21 +123,31 @@ def plan(data_config: ConfigDict, directory: pathlib.Path) -> list[Planned]:
       found.tiles,
       places[source.group].split,
       labels[source.group],
-      _columns(labels[source.group], found, places[source.group], options),
+      _columns(labels[source.group], found)
+      | {'domain': halves[places[source.group].group]},
     )
     for source, found in surveyed
   ]
 
 
-def _columns(
-  label: int, found: Found, place: layouts.Found, options: dict[str, Any]
-) -> dict[str, Any]:
+def _columns(label: int, found: Found) -> dict[str, Any]:
   """Tiles of a sick slide without outlines may be sick or not."""
-  half = folder.chance(options['seed'], 'domain', place.group) < 0.5
-  columns = {'domain': 'a' if half else 'b'}
   if label and not found.outlined:
-    columns |= {'label': -1, 'lesion': float('nan')}
-  return columns
+    return {'label': -1, 'lesion': float('nan')}
+  return {}
+
+
+def _halves(places: Iterable[layouts.Found], seed: int) -> dict[str, str]:
+  """The domain of each patient: of those of a split, every other is b."""
+  splits = collections.defaultdict(set)
+  for place in places:
+    splits[place.split].add(place.group)
+  lot = functools.partial(folder.chance, seed, 'domain')
+  return {
+    group: 'ab'[turn % 2]
+    for groups in splits.values()
+    for turn, group in enumerate(sorted(groups, key=lot))
+  }
 
 
 def _labels(
@@ -162,7 +176,10 @@ def _labels(
 def _divide(
   table: dict[str, str] | None, labels: dict[str, int], options: dict[str, Any]
 ) -> dict[str, layouts.Found]:
-  """The patient and the split of each slide, by its name."""
+  """The patient and the split of each slide, by its name.
+
+  However few normal patients there are, one is for training.
+  """
   found = [
     layouts.Found(
       group,
@@ -171,7 +188,17 @@ def _divide(
     )
     for group, label in labels.items()
   ]
-  return {one.path: one for one in folder.divide(found, options)}
+  divided = folder.divide(found, options)
+  if table is None and all(one.split != 'train' for one in divided):
+    sick = {one.group for one in divided if one.label}
+    left = {one.group for one in divided if one.split == 'test'} - sick
+    lot = functools.partial(folder.chance, options['seed'], 'split')
+    first = min(left, key=lot, default=None)
+    divided = [
+      dataclasses.replace(one, split='train') if one.group == first else one
+      for one in divided
+    ]
+  return {one.path: one for one in divided}
 
 
 def find(root: pathlib.Path, options: dict[str, Any]) -> list[Source]:

@@ -209,6 +209,27 @@ def test_sick_slides_are_for_testing_and_others_by_chance(opened):
   assert all(rows[group]['label'] == 0 for group in NORMALS)
 
 
+def test_however_few_there_are_some_are_for_each_use(folder, tmp_path):
+  """Two patients, of whom chance would send both elsewhere with train=0.01."""
+  (tmp_path / 'slides').mkdir()
+  for name in (*NORMALS[2:], TUMOURS[0]):
+    (tmp_path / f'slides/{name}.tif').symlink_to(_path(folder, name))
+  annotations = str(folder / 'outlines')
+  config = _config(tmp_path, annotations=annotations, train=0.01)
+  found = _plan(folder, tmp_path, config)
+  splits = [found[name].split for name in NORMALS[2:]]
+  assert sorted(splits) == ['train', 'validation']
+  assert found[TUMOURS[0]].split == 'test'
+
+
+def test_the_patients_of_a_split_are_halved(folder, tmp_path):
+  table = dict.fromkeys((*NORMALS, *TUMOURS, 'broken'), 'train')
+  splits = _table(tmp_path / 's.csv', 'split', table)
+  found = _plan(folder, tmp_path, splits=splits)
+  domains = [one.columns['domain'] for one in found.values()]
+  assert sorted(domains) == ['a', 'a', 'a', 'a', 'b', 'b', 'b']
+
+
 def test_patients_are_in_one_split(folder, tmp_path):
   found = _plan(folder, tmp_path, group='(.)..$')  # Of *_001 it is 0.
   assert {found[g].split for g in (*NORMALS[:3], *TUMOURS)} == {'test'}
