@@ -44,8 +44,11 @@ MAP = 'nearest'
 
 @pytest.fixture(scope='module')
 def loaded(tmp_path_factory):
+  return trained(tmp_path_factory.mktemp('run'))
+
+
+def trained(place: pathlib.Path) -> Run:
   """A PatchCore of noise, with its normals scored."""
-  place = tmp_path_factory.mktemp('run')
   config = patchcore.get_config('tiny')
   folders = patchcore.get_config('folder')
   for name in ('name', 'options', 'cohorts', 'validation', 'test'):
