@@ -23,7 +23,6 @@ data set, as `jaxmed tile` writes, there.
 import collections
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import functools
 import hashlib
@@ -82,7 +81,7 @@ def prepare(
     try:
       _make(module, data_config, directory, work)
     except OSError as error:
-      if error.errno != errno.ENOSPC:
+      if error.errno not in shard_files.NO_ROOM:
         raise
       raise errors.UserError(
         f'The disk of {directory.parent} is full. Make room, or set '
@@ -214,10 +213,14 @@ def _check_room(module, needed: int, directory: pathlib.Path) -> None:
   free = shutil.disk_usage(directory.parent).free
   if needed > free:
     raise errors.UserError(
-      f'The records of {module.NAME} need about {needed / 1e9:.2f} GB, and '
-      f'{directory.parent} has {free / 1e9:.2f} GB free. Make room, or set '
+      f'The records of {module.NAME} need about {_size(needed)}, and '
+      f'{directory.parent} has {_size(free)} free. Make room, or set '
       '--config.data.dir or $JAXMED_DATA (or --out) to another disk.'
     )
+
+
+def _size(count: int) -> str:
+  return f'{count / 1e9:.2f} GB' if count >= 1e8 else f'{count / 1e6:.1f} MB'
 
 
 def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
