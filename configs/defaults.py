@@ -119,6 +119,33 @@ def folder(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def slides(config: ConfigDict) -> ConfigDict:
+  """A folder of slides, or what `jaxmed tile` has made of one."""
+  config.data.name = 'slides'
+  config.data.size = 256  # As `jaxmed tile` has it.
+  normal = "label == 0 and split == 'train'"
+  config.data.cohorts = {
+    'normal': normal,
+    'a': f"{normal} and domain == 'a'",  # The patients, halved by chance.
+    'b': f"{normal} and domain == 'b'",
+  }
+  config.data.validation = "label == 0 and split == 'validation'"
+  config.data.test = "split == 'test' and label >= 0"
+  config.data.test_per_class = 5000
+  # Of a folder of slides; what is tiled already has its own.
+  config.data.options = {
+    'annotations': '',
+    'labels': '',
+    'splits': '',
+    'group': '',
+    'seed': 0,
+    'mpp': 0.0,
+    'slide_mpp': 0.0,
+    'tissue': 0.5,
+  }
+  return config
+
+
 def camelyon16(config: ConfigDict, tile: int = 0) -> ConfigDict:
   """Camelyon16's slides by the published protocol; see the data set.
 
@@ -149,6 +176,7 @@ def camelyon16(config: ConfigDict, tile: int = 0) -> ConfigDict:
   config.data.test = (
     "split == 'test' and tissue >= 0.9 and (label == 0 or lesion >= 0.9)"
   )
+  config.eval.protocol = 'camelyon16'
   return config
 
 

@@ -72,6 +72,13 @@ def folder(config: ConfigDict) -> ConfigDict:
   return _narrow(paper(config))
 
 
+def slides(config: ConfigDict) -> ConfigDict:
+  """Tiles of your own slides, made 64 px wide."""
+  config = defaults.slides(_narrow(paper(config)))
+  config.data.size = config.data.resize = 64
+  return config
+
+
 def tiny(config: ConfigDict) -> ConfigDict:
   """32 px and a dozen steps, for tests."""
   config = defaults.tiny(_narrow(paper(config)))
@@ -104,6 +111,7 @@ def _narrow(config: ConfigDict) -> ConfigDict:
 PRESETS = {
   'phantom': phantom,
   'folder': folder,
+  'slides': slides,
   'paper': paper,
   'camelyon16': camelyon16,
   'tiny': tiny,

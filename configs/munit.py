@@ -98,6 +98,14 @@ def folder(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def slides(config: ConfigDict) -> ConfigDict:
+  """Tiles of your own slides, in a network that a CPU can train."""
+  config = defaults.slides(_narrow(camelyon16(config)))
+  config.train.batch = 1
+  config.train.steps = 2000
+  return config
+
+
 def tiny(config: ConfigDict) -> ConfigDict:
   """32 px and a dozen steps, for tests."""
   config = defaults.tiny(_narrow(camelyon16(config)))
@@ -137,5 +145,6 @@ PRESETS = {
   'phantom_long': phantom_long,
   'camelyon16': camelyon16,
   'folder': folder,
+  'slides': slides,
   'tiny': tiny,
 }

@@ -53,6 +53,14 @@ def folder(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def slides(config: ConfigDict) -> ConfigDict:
+  """Tiles of your own slides, in the untrained trunk."""
+  config = defaults.slides(_untrained(wrn50(config)))
+  config.data.resize = 0
+  config.model.coreset_size = 2000
+  return config
+
+
 def camelyon16(config: ConfigDict) -> ConfigDict:
   """Camelyon16's patches of 512 px at half their scale, as on MVTec.
 
@@ -104,6 +112,7 @@ def _untrained(config: ConfigDict) -> ConfigDict:
 PRESETS = {
   'phantom': phantom,
   'folder': folder,
+  'slides': slides,
   'wrn50': wrn50,
   'camelyon16': camelyon16,
   'tiny': tiny,

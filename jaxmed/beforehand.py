@@ -64,6 +64,12 @@ def check_config(config: ConfigDict) -> None:
     raise errors.unknown('method', config.method, methods.names())
   check_choices(config)
   evaluate_lesions.check_protocol(config)
+  if config.eval.protocol and not config.score.slides:
+    raise UserError(
+      f'The protocol {config.eval.protocol} is of whole slides, and '
+      'config.score.slides is False; set it to True, or --config.eval.protocol='
+      ' to nothing.'
+    )
   stain.target_of(config.data)
   check_numbers(config)
 

@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     'goes on after an interruption. Each slide also gets its map as OME-TIFF, '
     "outlines as GeoJSON, and detections in Camelyon's format. Exit code 0: "
     'all is scored, perhaps less some tiles, of which a line tells; 1: a '
-    'slide has no score, and the table says why; 2: nothing could be done.',
+    'slide has no score, or an annotation is of no use, and failures.jsonl '
+    'says why; 2: nothing could be done.',
   )
   _workdir(score)
   score.add_argument(

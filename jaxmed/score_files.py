@@ -1,5 +1,6 @@
 """Scores what a user names: images, whole slides, or a folder of slides."""
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -17,6 +18,7 @@ from jaxmed.errors import UserError
 from jaxmed.progress import progress
 from jaxmed.score import Run
 from jaxmed.slide_work import scale_of
+from jaxmed.slides import listing
 from jaxmed.slides.annotation_files import (
   find_annotation,
   read_annotation,
@@ -25,9 +27,10 @@ from jaxmed.slides.annotation_files import (
 from jaxmed.slides.annotations import AnnotationError
 from jaxmed.slides.reader import SlideError, open_slide
 
-SLIDES = ('.svs', '.ndpi', '.mrxs', '.scn', '.vms', '.bif', '.svslide', '.dcm')
 SETTLED = 'scored.json'  # How the slides of a folder were scored.
 PYRAMIDS = ('.tif', '.tiff')  # Either: a slide if it has more than one level.
+# A slide in DICOM is many files, of which any is its name: none is looked for.
+SLIDES = ('.dcm', *(s for s in listing.SUFFIXES if s not in PYRAMIDS))
 
 
 def score_files(
@@ -86,29 +89,35 @@ def score_folder(
   A slide is anomalous if it has an annotation of its name, normal if others
   have, and of unknown label if no annotations are given.
 
-  Returns slides.parquet, and how many slides have no score.
+  Returns slides.parquet, and how many slides have no score, or annotations no
+  use.
   """
-  files = slides_of(slides)
-  lost, facts = [], []
+  named = listing.find_slides(slides, annotations)
+  lost, facts, broken = [], [], []
   if annotations and annotations.is_dir():
-    lost += [
-      score_slides.lost_annotation(e) for e in without_slide(annotations, files)
-    ]
+    strange = without_slide(annotations, itertools.chain(*named.values()))
+    lost += [score_slides.lost_annotation(error) for error in strange]
   run = Run(folder)
   out = out or run.folder / 'scored' / slides.resolve().name
   make_folder(out)
   _settle(run, out, mpp)
-  for file in progress(files, len(files), 'look at slides', 'slides'):
-    try:
-      one = _facts(run, file, file.stem, mpp)
-    except SlideError:  # It will be a row of the table, with this reason.
-      one = _unknown(file, file.stem, mpp)
+  for name, files in progress(
+    named.items(), len(named), 'look at slides', 'slides'
+  ):
+    one = _unknown(files[0], name, mpp)
+    if trouble := listing.same_name(files):
+      slide_files.save_unopened(out, one, SlideError(trouble))
+      broken.append(one)
+      continue
+    with contextlib.suppress(SlideError):  # Scoring will say the same.
+      one = _facts(run, files[0], name, mpp)
     if annotations:
       one |= _label(annotations, one, lost)
     facts.append(one)
   score_slides.scan(run, out, out, facts)
+  facts = sorted(facts + broken, key=lambda one: one['group'])
   score_slides.finish(run, out, facts, out, lost)
-  return out / 'slides.parquet', score_slides.unscored(out)
+  return out / 'slides.parquet', score_slides.unscored(out) + len(lost)
 
 
 def _settle(run: Run, out: pathlib.Path, mpp: float | None) -> None:
@@ -130,33 +139,6 @@ def _settle(run: Run, out: pathlib.Path, mpp: float | None) -> None:
       f'now it is {here}; give another --out, or remove that folder.'
     )
   workdir.write_json(path, now)
-
-
-def slides_of(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The slides in a folder, in the order of their names."""
-  try:
-    listed = sorted(folder.iterdir())
-  except OSError as error:
-    raise UserError(
-      f"The folder {folder} can't be read: {error.strerror}."
-    ) from error
-  found = {}
-  for file in listed:
-    hidden = file.name.startswith('.') or not file.is_file()
-    if hidden or file.suffix.lower() not in SLIDES + PYRAMIDS:
-      continue
-    if other := found.get(file.stem):
-      raise UserError(
-        f'{other} and {file} are two slides of one name; rename or move one, '
-        'since results are kept by name.'
-      )
-    found[file.stem] = file
-  if not found:
-    raise UserError(
-      f'{folder} has no slide: expected files that end in '
-      f'{", ".join(SLIDES + PYRAMIDS)}.'
-    )
-  return list(found.values())
 
 
 def _unknown(file: pathlib.Path, group: str, mpp: float | None) -> dict:

@@ -7,7 +7,7 @@ on with the slides that are left.
 import contextlib
 import errno
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -75,7 +75,7 @@ def scan(
   jobs = [_job(run, folder, facts) for facts in left]
   bar = Progress(sum(job.tiles for job in jobs), STAGE, 'tiles')
   try:
-    with ThreadPoolExecutor(1) as writer:  # While others are scored.
+    with _room(folder), ThreadPoolExecutor(1) as writer:  # While others go on.
       saving = None
       for facts, (job, found) in zip(
         left, score_each(run, jobs, bar), strict=True
@@ -85,17 +85,23 @@ def scan(
         saving = writer.submit(_save, run, folder, out, facts, job, found)
       if saving:
         saving.result()
+  finally:
+    bar.close()
+    for job in jobs:
+      if job.dense:
+        job.dense.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _room(folder: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
     raise UserError(
       f'The disk of {folder} is full; make room, and the same command goes on.'
     ) from error
-  finally:
-    bar.close()
-    for job in jobs:
-      if job.dense:
-        job.dense.unlink(missing_ok=True)
 
 
 def _job(run: Run, folder: pathlib.Path, facts: dict) -> Job:
@@ -132,6 +138,11 @@ def finish(
   `lost` are failures besides those of the slides. Returns what is known of
   each slide.
   """
+  with _room(folder):
+    return _finish(run, folder, slides, out, list(lost))
+
+
+def _finish(run: Run, folder, slides, out, lost: list[dict]) -> list[dict]:
   found = [
     workdir.read_json(folder / f'{slide["group"]}.json')
     | {name: slide[name] for name in ('annotation', 'label', 'exhaustive')}
@@ -139,7 +150,6 @@ def finish(
   ]
   opened = [facts for facts in found if facts['opened']]
   highest = slide_files.highest_drawn(run, folder, opened)
-  lost = list(lost)
   for facts in progress(opened, len(opened), 'draw slides', 'slides'):
     polygons = _polygons(facts, lost)
     slide_files.draw(run, folder, facts, highest, polygons)

@@ -73,7 +73,7 @@ def _failures(out: pathlib.Path) -> list[str]:
 def summary(out: pathlib.Path, failures: Sequence[str]) -> str:
   """What is in a data set, and what is not, for people."""
   index = pq.read_table(
-    out / 'index.parquet', columns=['group', 'split', 'label']
+    out / 'index.parquet', columns=['group', 'split', 'label', 'width']
   ).to_pydict()
   splits = collections.Counter(index['split'])
   counts = ', '.join(f'{splits[s]:,} {s}' for s in write.SPLITS if splits[s])
@@ -85,8 +85,8 @@ def summary(out: pathlib.Path, failures: Sequence[str]) -> str:
   ]
   lines += _told(failures, 'could not be read (failures.jsonl)')
   lines.append(
-    'Use it: jaxmed launch --config=munit:folder --config.data.name=slides '
-    f'--config.data.path={out}'
+    'Use it: jaxmed launch --config=munit:slides '
+    f'--config.data.path={out} --config.data.size={index["width"][0]}'
   )
   return '\n'.join(lines)
 
@@ -112,11 +112,10 @@ def dry_run(config: ConfigDict, work: Work) -> tuple[str, list[str]]:
     work(surveys, f'survey {config.name}', 'slides')
     planned = builder.plan(config, directory)
     sizes = [shard.bytes for shard in builder.shards(config, directory)]
-  failures = [
-    f'{failure.item}: {failure.error}'
-    for one in planned
-    for failure in one.found.failures
-  ]
+  failed = [failure for one in planned for failure in one.found.failures]
+  if hasattr(builder, 'failures'):
+    failed = [*builder.failures(config), *failed]
+  failures = [f'{failure.item}: {failure.error}' for failure in failed]
   text = _table(planned, sizes)
   return '\n'.join([text, *_told(failures, 'cannot be read')]), failures
 

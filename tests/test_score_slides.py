@@ -44,8 +44,11 @@ MAP = 'nearest'
 
 @pytest.fixture(scope='module')
 def loaded(tmp_path_factory):
+  return trained(tmp_path_factory.mktemp('run'))
+
+
+def trained(place: pathlib.Path) -> Run:
   """A PatchCore of noise, with its normals scored."""
-  place = tmp_path_factory.mktemp('run')
   config = patchcore.get_config('tiny')
   folders = patchcore.get_config('folder')
   for name in ('name', 'options', 'cohorts', 'validation', 'test'):
@@ -527,8 +530,8 @@ def test_annotations_give_labels(folder, slides, tmp_path, caplog):
   annotations.write_xml(drawn / 'a.xml', [annotations.Polygon(ring)])
   (drawn / 'c.xml').write_text('<no')
   (drawn / 'other.xml').write_text('<ASAP_Annotations/>')
-  _, unscored = score(folder, slides, out, annotations=drawn)
-  assert not unscored
+  _, failed = score(folder, slides, out, annotations=drawn)
+  assert failed == 2
   rows = pq.read_table(out / 'slides.parquet').to_pylist()
   assert [row['label'] for row in rows] == [1, 0, -1]
   assert [bool(row['annotation']) for row in rows] == [True, False, False]
@@ -564,20 +567,27 @@ def test_a_launch_tells_of_slides_that_were_never_opened(
   assert 'gone.xml' in failed[0]['error'] and 'gone.svs' in failed[1]['error']
 
 
-@pytest.mark.parametrize(
-  ('names', 'said'),
-  [
-    ((), 'has no slide'),
-    (('a.svs', 'a.tif'), r'a\.svs and .*a\.tif are two slides'),
-  ],
-)
-def test_folders_that_cannot_be_scored(folder, tmp_path, names, said):
-  place = tmp_path / 'slides'
-  place.mkdir()
-  for name in names:
-    (place / name).touch()
-  with pytest.raises(UserError, match=said):
-    score(folder, place, tmp_path / 'out')
+def test_slides_of_one_name_are_told_and_the_others_go_on(
+  folder, some, slides, tmp_path
+):
+  out, deep = tmp_path / 'out', some / 'deep'
+  deep.mkdir()
+  for place in (some / 'twin.svs', some / 'twin.tif', deep / 'z.1.tif'):
+    place.write_bytes((slides / 'b.tif').read_bytes())
+  assert score(folder, some, out)[1] == 1
+  rows = pq.read_table(out / 'slides.parquet').to_pylist()
+  assert [row['group'] for row in rows] == ['a', 'twin', 'z.1']
+  assert [bool(row['reason']) for row in rows] == [False, True, False]
+  (failed,) = lines(out / 'failures.jsonl')
+  assert 'twin.svs and ' in failed['error']
+  assert 'twin.tif are two slides' in failed['error']
+  (some / 'twin.tif').unlink()
+  assert score(folder, some, out)[1] == 0
+
+
+def test_a_folder_without_slides(folder, tmp_path):
+  with pytest.raises(UserError, match='holds no slides. Expected files'):
+    score(folder, tmp_path, tmp_path / 'out')
 
 
 @pytest.mark.parametrize(

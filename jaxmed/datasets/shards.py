@@ -6,6 +6,7 @@ of processes may write different shards of one data set.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from jaxmed.datasets import images
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 PARTS = 'parts'  # The folder of the index parts.
 NAN = float('nan')
 
@@ -145,6 +147,8 @@ def write_shard(
       writer.add(example)
       report(1)
     table = writer.finish(job.shard)
+  except RuntimeError as error:
+    raise _with_number(error) from error
   finally:
     writer.abandon()
   temporary = _temporary(job.part)
@@ -154,6 +158,14 @@ def write_shard(
   finally:
     temporary.unlink(missing_ok=True)
   return len(table)
+
+
+def _with_number(error: RuntimeError) -> Exception:
+  """ArrayRecord's errors of the disk as Python's, which say which they are."""
+  for number in NO_ROOM:
+    if os.strerror(number) in str(error):
+      return OSError(number, str(error))
+  return error
 
 
 class _Writer:

@@ -7,15 +7,19 @@ of their patient, as the images of a folder are (see folder.py), unless a
 table of splits does it: sick patients are for testing.
 
 `jaxmed tile --slides DIR --out R` prepares such a data set in R. A launch
-uses R with --config.data.name=slides --config.data.path=R; with the folder of
+uses R with --config=munit:slides --config.data.path=R; with the folder of
 slides as data.path it prepares them itself, in data.dir.
 """
 
+import collections
 import csv
+import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -23,7 +27,7 @@ from ml_collections import ConfigDict
 
 from jaxmed import errors
 from jaxmed.datasets import folder, layouts, slide_tiles
-from jaxmed.datasets.shards import Shard
+from jaxmed.datasets.shards import Failure, Shard
 from jaxmed.datasets.slide_tiles import Tiling
 from jaxmed.datasets.surveys import Found, Planned, Source, Survey, stat
 from jaxmed.slides import tissue
@@ -32,6 +36,8 @@ from jaxmed.slides.annotation_files import (
   find_annotation,
   without_slide,
 )
+from jaxmed.slides.annotations import AnnotationError
+from jaxmed.slides.listing import SUFFIXES, find_slides, same_name
 
 NAME = 'slides'
 VERSION = '1.0.0'
@@ -39,18 +45,6 @@ DESCRIPTION = 'Tiles of whole slides, normal and with lesions.'
 CITATION = ''
 LICENCE = 'That of the slides.'
 
-SUFFIXES = (
-  '.svs',
-  '.tif',
-  '.tiff',
-  '.ndpi',
-  '.mrxs',
-  '.scn',
-  '.vms',
-  '.vmu',
-  '.bif',
-  '.svslide',
-)
 OPTIONS = {
   # A folder of annotations, each with its slide's name, or a CSV file with
   # the columns slide and annotation. This path and those below: relative to
@@ -82,9 +76,12 @@ def fingerprint(data_config: ConfigDict) -> dict[str, Any]:
   files += [source.annotation for source in sources if source.annotation]
   tables = [_table(root, options, name) for name in ('labels', 'splits')]
   text = json.dumps(tables, sort_keys=True)
+  troubles = [source.trouble for source in sources if source.trouble]
+  troubles += [failure.error for failure in failures(data_config)]
   return {
     'size': data_config.size,
     'files': stat(files, root),
+    'troubles': troubles,
     'tables': hashlib.sha256(text.encode()).hexdigest(),
     'options': {k: v for k, v in options.items() if k not in PATHS},
   }
@@ -118,6 +115,7 @@ def plan(data_config: ConfigDict, directory: pathlib.Path) -> list[Planned]:
   ]
   labels = _labels(_table(root, options, 'labels'), surveyed)
   places = _divide(_table(root, options, 'splits'), labels, options)
+  halves = _halves(places.values(), options['seed'])
   return [
     Planned(
       source,
@@ -125,21 +123,31 @@ def plan(data_config: ConfigDict, directory: pathlib.Path) -> list[Planned]:
       found.tiles,
       places[source.group].split,
       labels[source.group],
-      _columns(labels[source.group], found, places[source.group], options),
+      _columns(labels[source.group], found)
+      | {'domain': halves[places[source.group].group]},
     )
     for source, found in surveyed
   ]
 
 
-def _columns(
-  label: int, found: Found, place: layouts.Found, options: dict[str, Any]
-) -> dict[str, Any]:
+def _columns(label: int, found: Found) -> dict[str, Any]:
   """Tiles of a sick slide without outlines may be sick or not."""
-  half = folder.chance(options['seed'], 'domain', place.group) < 0.5
-  columns = {'domain': 'a' if half else 'b'}
   if label and not found.outlined:
-    columns |= {'label': -1, 'lesion': float('nan')}
-  return columns
+    return {'label': -1, 'lesion': float('nan')}
+  return {}
+
+
+def _halves(places: Iterable[layouts.Found], seed: int) -> dict[str, str]:
+  """The domain of each patient: of those of a split, every other is b."""
+  splits = collections.defaultdict(set)
+  for place in places:
+    splits[place.split].add(place.group)
+  lot = functools.partial(folder.chance, seed, 'domain')
+  return {
+    group: 'ab'[turn % 2]
+    for groups in splits.values()
+    for turn, group in enumerate(sorted(groups, key=lot))
+  }
 
 
 def _labels(
@@ -153,7 +161,7 @@ def _labels(
       logging.warning(
         '%s outlines no lesion: its slide counts as normal.', source.annotation
       )
-    label = int(outlined)
+    label = -1 if source.trouble else int(outlined)
     if table is not None:
       label = int(table[source.group])
       if found.outlined and not label:
@@ -168,7 +176,10 @@ def _labels(
 def _divide(
   table: dict[str, str] | None, labels: dict[str, int], options: dict[str, Any]
 ) -> dict[str, layouts.Found]:
-  """The patient and the split of each slide, by its name."""
+  """The patient and the split of each slide, by its name.
+
+  However few normal patients there are, one is for training.
+  """
   found = [
     layouts.Found(
       group,
@@ -177,74 +188,95 @@ def _divide(
     )
     for group, label in labels.items()
   ]
-  return {one.path: one for one in folder.divide(found, options)}
+  divided = folder.divide(found, options)
+  if table is None and all(one.split != 'train' for one in divided):
+    sick = {one.group for one in divided if one.label}
+    left = {one.group for one in divided if one.split == 'test'} - sick
+    lot = functools.partial(folder.chance, options['seed'], 'split')
+    first = min(left, key=lot, default=None)
+    divided = [
+      dataclasses.replace(one, split='train') if one.group == first else one
+      for one in divided
+    ]
+  return {one.path: one for one in divided}
 
 
 def find(root: pathlib.Path, options: dict[str, Any]) -> list[Source]:
   """All slides of a folder by name, with their annotations."""
-  given = options['annotations']
-  beside = root / given if given else None
-  if beside == root:
-    beside = None
-  named: dict[str, pathlib.Path] = {}
-  for path in sorted(_files(root)):
-    if path.stem.lower().endswith('_mask') or beside in path.parents:
-      continue  # An annotation may be a TIFF, and lie among the slides.
-    if path.stem in named:
-      raise errors.UserError(
-        f'Two slides have the name {path.stem}: {named[path.stem]} and {path}. '
-        'Give each a name of its own.'
-      )
-    named[path.stem] = path
-  if not named:
-    raise errors.UserError(
-      f'{root} holds no slides. Expected files that end in one of '
-      f'{", ".join(SUFFIXES)}.'
-    )
+  named, given = _named(root, options), options['annotations']
   outlines = _annotations(root / given, named) if given else {}
+  sources = []
+  for name, paths in named.items():
+    outline, trouble = outlines.get(name, ''), same_name(paths)
+    if isinstance(outline, AnnotationError):
+      outline, trouble = '', trouble or str(outline)
+    where = str(paths[0]), str(outline)
+    sources.append(Source(name, *where, options['slide_mpp'], trouble))
+  return sources
+
+
+def failures(data_config: ConfigDict) -> list[Failure]:
+  """Annotations in the folder of them that belong to no slide."""
+  root, options = _root(data_config), _options(data_config)
+  given = root / options['annotations']
+  if not options['annotations'] or not given.is_dir():
+    return []
+  slides = itertools.chain(*_named(root, options).values())
   return [
-    Source(name, str(path), str(outlines.get(name, '')), options['slide_mpp'])
-    for name, path in named.items()
+    Failure('annotation', str(error)) for error in without_slide(given, slides)
   ]
 
 
+def _named(
+  root: pathlib.Path, options: dict[str, Any]
+) -> dict[str, list[pathlib.Path]]:
+  given = options['annotations']
+  return find_slides(root, root / given if given else None)
+
+
 def _annotations(
-  given: pathlib.Path, named: Mapping[str, pathlib.Path]
-) -> dict[str, pathlib.Path]:
-  """The annotation of each slide that has one, by the slide's name."""
+  given: pathlib.Path, named: Mapping[str, list[pathlib.Path]]
+) -> dict[str, pathlib.Path | AnnotationError]:
+  """The annotation of each slide that has one, or what is wrong with it."""
   if given.is_file():
-    rows = _read_table(given, 'annotation')
-    found = {name: given.parent / path for name, path in rows.items()}
-    strange = [f'{name} of {given}' for name in found if name not in named]
-    missing = [path for path in found.values() if not path.is_file()]
-    if missing:
-      raise errors.UserError(
-        f'{given} names {len(missing)} annotations that are missing, the first '
-        f'{missing[0]}.'
-      )
-  else:
-    paths = {name: find_annotation(given, named[name]) for name in named}
-    found = {name: path for name, path in paths.items() if path}
-    strange = without_slide(given, named.values())
-    if not found and not strange:
-      raise errors.UserError(
-        f'{given} holds no annotations. Expected, for a slide a.svs, one of a'
-        f'{", a".join(ENDINGS)}.'
-      )
-  if strange:
+    return _listed(given, named)
+  found = {}
+  for name, paths in named.items():
+    try:
+      found[name] = find_annotation(given, paths[0])
+    except AnnotationError as error:
+      if not given.is_dir():
+        raise
+      found[name] = error
+  found = {name: path for name, path in found.items() if path}
+  if not found:
+    slides = itertools.chain(*named.values())
+    strange = [f' ({error})' for error in without_slide(given, slides)]
     raise errors.UserError(
-      f'{len(strange)} annotations have no slide, the first: {strange[0]} Add '
-      'the slide, or move its annotation away.'
+      f'{given} holds no annotations of these slides{"".join(strange[:1])}. '
+      f'Expected, for a slide a.svs, one of a{", a".join(ENDINGS)}.'
     )
   return found
 
 
-def _files(start: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Slides by their suffixes, below a folder, but no hidden ones."""
-  for path in start.rglob('*'):
-    hidden = any(part[0] == '.' for part in path.relative_to(start).parts)
-    if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-      yield path
+def _listed(
+  table: pathlib.Path, named: Mapping[str, list[pathlib.Path]]
+) -> dict[str, pathlib.Path]:
+  """The annotations that a table names."""
+  rows = _read_table(table, 'annotation')
+  found = {name: table.parent / path for name, path in rows.items()}
+  if strange := [name for name in found if name not in named]:
+    raise errors.UserError(
+      f'{table} names {len(strange)} slides that are missing, the first '
+      f'{strange[0]}.'
+    )
+  missing = [path for path in found.values() if not path.is_file()]
+  if missing:
+    raise errors.UserError(
+      f'{table} names {len(missing)} annotations that are missing, the first '
+      f'{missing[0]}.'
+    )
+  return found
 
 
 def _table(

@@ -33,14 +33,18 @@ class Source:
     path: of its file.
     annotation: of its outlines, or ''.
     mpp: micrometres per pixel, in place of what the file says; 0: as it says.
+    trouble: why it can't be used, though it has not been opened.
   """
 
   group: str
   path: str
   annotation: str = ''
   mpp: float = 0.0
+  trouble: str = ''
 
   def open(self) -> reader.Slide:
+    if self.trouble:
+      raise reader.SlideError(self.trouble)
     return reader.open_slide(self.path, self.mpp or None)
 
   def outlines(self, size: tuple[int, int]) -> list[annotations.Polygon]:
@@ -216,7 +220,10 @@ def stat(
   """Sizes and times of files by path: what a fingerprint says of them."""
   found = {}
   for path in paths:
-    status = os.stat(path)
+    try:
+      status = os.stat(path)
+    except OSError:  # A link to nothing; reading it will tell.
+      status = os.lstat(path)
     name = os.path.relpath(path, root)
     found[name] = [status.st_size, status.st_mtime_ns]
   return found

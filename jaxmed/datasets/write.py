@@ -7,6 +7,7 @@ CITATION, LICENCE and the functions
 and, where it has something to say,
   surveys(data_config, directory): tasks to be done before `shards` is called;
   slides(data_config, directory): the rows of slides.parquet;
+  failures(data_config): of what is in no shard;
   expected_bytes(data_config): how much disk it will need. Where that is not
     known beforehand, the shards say it.
 
@@ -21,7 +22,7 @@ data set, as `jaxmed tile` writes, there.
 
 import collections
 import contextlib
-import errno
+import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -80,7 +81,7 @@ def prepare(
     try:
       _make(module, data_config, directory, work)
     except OSError as error:
-      if error.errno != errno.ENOSPC:
+      if error.errno not in shard_files.NO_ROOM:
         raise
       raise errors.UserError(
         f'The disk of {directory.parent} is full. Make room, or set '
@@ -212,10 +213,14 @@ def _check_room(module, needed: int, directory: pathlib.Path) -> None:
   free = shutil.disk_usage(directory.parent).free
   if needed > free:
     raise errors.UserError(
-      f'The records of {module.NAME} need about {needed / 1e9:.2f} GB, and '
-      f'{directory.parent} has {free / 1e9:.2f} GB free. Make room, or set '
+      f'The records of {module.NAME} need about {_size(needed)}, and '
+      f'{directory.parent} has {_size(free)} free. Make room, or set '
       '--config.data.dir or $JAXMED_DATA (or --out) to another disk.'
     )
+
+
+def _size(count: int) -> str:
+  return f'{count / 1e9:.2f} GB' if count >= 1e8 else f'{count / 1e6:.1f} MB'
 
 
 def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
@@ -229,7 +234,8 @@ def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
   work(jobs, f'prepare {module.NAME}', 'tiles')
   index = tables.join_index(jobs)
   about = [shard_files.about(job.part) for job in jobs]
-  failures = [failure for part in about for failure in part['failures']]
+  failures = _failures(module, data_config)
+  failures += [failure for part in about for failure in part['failures']]
   tables.check_index(module.NAME, index, failures)
   pq.write_table(index, unfinished / 'index.parquet')
   if hasattr(module, 'slides'):
@@ -241,6 +247,12 @@ def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
   shutil.rmtree(unfinished / shard_files.PARTS)
   _sweep(unfinished)
   unfinished.rename(directory)
+
+
+def _failures(module, data_config) -> list[dict[str, Any]]:
+  if not hasattr(module, 'failures'):
+    return []
+  return [dataclasses.asdict(one) for one in module.failures(data_config)]
 
 
 def _begin(module, data_config, directory: pathlib.Path) -> pathlib.Path:

@@ -51,9 +51,7 @@ def slide_rows(run: Run, pictures: Pictures) -> dict:
     'failed': any(row['failed'] for row in rows),
     'reasons': any(row['reason'] for row in rows),
     'files': any(row['files'] for row in rows),
-    'layered': next(
-      (r['pictures'] for r in shown if 'scale' in r['pictures']), {}
-    ),
+    'layered': next((p for p in drawn if 'scale' in p), {}),
     'most': slide_layers.DETECTIONS,
   }
 

@@ -209,6 +209,27 @@ def test_sick_slides_are_for_testing_and_others_by_chance(opened):
   assert all(rows[group]['label'] == 0 for group in NORMALS)
 
 
+def test_however_few_there_are_some_are_for_each_use(folder, tmp_path):
+  """Two patients, of whom chance would send both elsewhere with train=0.01."""
+  (tmp_path / 'slides').mkdir()
+  for name in (*NORMALS[2:], TUMOURS[0]):
+    (tmp_path / f'slides/{name}.tif').symlink_to(_path(folder, name))
+  annotations = str(folder / 'outlines')
+  config = _config(tmp_path, annotations=annotations, train=0.01)
+  found = _plan(folder, tmp_path, config)
+  splits = [found[name].split for name in NORMALS[2:]]
+  assert sorted(splits) == ['train', 'validation']
+  assert found[TUMOURS[0]].split == 'test'
+
+
+def test_the_patients_of_a_split_are_halved(folder, tmp_path):
+  table = dict.fromkeys((*NORMALS, *TUMOURS, 'broken'), 'train')
+  splits = _table(tmp_path / 's.csv', 'split', table)
+  found = _plan(folder, tmp_path, splits=splits)
+  domains = [one.columns['domain'] for one in found.values()]
+  assert sorted(domains) == ['a', 'a', 'a', 'a', 'b', 'b', 'b']
+
+
 def test_patients_are_in_one_split(folder, tmp_path):
   found = _plan(folder, tmp_path, group='(.)..$')  # Of *_001 it is 0.
   assert {found[g].split for g in (*NORMALS[:3], *TUMOURS)} == {'test'}
@@ -279,8 +300,15 @@ def test_slides_of_one_name(folder, tmp_path):
   for name in ('a.svs', 'deep/a.tif'):
     (root / name).parent.mkdir(exist_ok=True)
     (root / name).touch()
-  with pytest.raises(UserError, match='Two slides have the name a: .*svs and'):
-    slides.find(root, slides.OPTIONS)
+  config = tile.data_config(root, 64)
+  (one,) = _plan(folder, tmp_path, config).values()
+  assert one.label == -1 and not len(one.tiles)
+  (failure,) = one.found.failures
+  assert 'a.svs and ' in failure.error and 'of one name' in failure.error
+  before = slides.fingerprint(config)
+  (root / 'deep/a.tif').rename(root / 'deep/b.tif')
+  assert slides.fingerprint(config) != before
+  assert len(_plan(folder, tmp_path / 'again', config)) == 2
 
 
 def test_annotations_that_do_not_fit(folder, tmp_path):
@@ -292,24 +320,28 @@ def test_annotations_that_do_not_fit(folder, tmp_path):
 
   assert sum(bool(one.annotation) for one in find(outlines)) == 2
   shutil.copy(outlines / 'tumor_001.xml', outlines / 'tumor_009.xml')
-  with pytest.raises(UserError, match='1 annotations have no slide.*tumor_009'):
-    find(outlines)
+  assert sum(bool(one.annotation) for one in find(outlines)) == 2
+  config = _config(folder, annotations=str(outlines))
+  (failure,) = slides.failures(config)
+  assert 'tumor_009.xml belongs to no slide' in failure.error
   (outlines / 'tumor_009.xml').rename(outlines / 'tumor_001.geojson')
-  with pytest.raises(UserError, match='two annotations'):
-    find(outlines)
+  assert not slides.failures(config)
+  twice = _plan(folder, tmp_path, config)['tumor_001']
+  (failure,) = twice.found.failures
+  assert 'two annotations' in failure.error and twice.label == -1
   table = _table(tmp_path / 'a.csv', 'annotation', {'tumor_001': 'no.xml'})
   with pytest.raises(UserError, match='1 annotations that are missing.*no.xml'):
     find(table)
   path = 'outlines/tumor_001.xml'
   table = _table(tmp_path / 'a.csv', 'annotation', {'tumor_009': path})
-  with pytest.raises(UserError, match='have no slide, the first: tumor_009'):
+  with pytest.raises(UserError, match='slides that are missing'):
     find(table)
   table = _table(tmp_path / 'a.csv', 'annotation', {'tumor_001.tif': path})
   found = {one.group: one.annotation for one in find(table)}
   assert pathlib.Path(found['tumor_001']).samefile(tmp_path / path)
   assert not found['tumor_002']
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(UserError, match='holds no annotations. Expected'):
+  with pytest.raises(UserError, match='holds no annotations of these'):
     find(tmp_path / 'empty')
 
 

@@ -1,0 +1,30 @@
+import pytest
+
+from jaxmed.errors import UserError
+from jaxmed.slides import listing
+
+
+def test_what_may_be_a_slide_is_found_by_name(tmp_path):
+  for path in (
+    *('a.svs', 'deep/er/b.1.TIFF', 'deep/a.tif', 'a_mask.tif', 'a.png'),
+    *('.hidden.svs', '.cache/c.svs', 'outlines/d.tif', 'e.svs/f.txt'),
+  ):
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).touch()
+  (tmp_path / 'link.svs').symlink_to('nothing.svs')
+  found = listing.find_slides(tmp_path, tmp_path / 'outlines')
+  assert {name: len(paths) for name, paths in found.items()} == {
+    'a': 2,
+    'b.1': 1,
+    'link': 1,
+  }
+  assert listing.same_name(found['link']) == ''
+  said = listing.same_name(found['a'])
+  assert 'a.svs and ' in said and 'deep/a.tif are two slides' in said
+
+
+def test_folders_that_are_none(tmp_path):
+  with pytest.raises(UserError, match='holds no slides. Expected .*svs'):
+    listing.find_slides(tmp_path)
+  with pytest.raises(UserError, match="no can't be read: No such"):
+    listing.find_slides(tmp_path / 'no')
