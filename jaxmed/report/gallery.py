@@ -30,7 +30,7 @@ def slide_rows(run: Run, pictures: Pictures) -> dict:
   columns += [
     (f'{prefix}{name}', f'{name}, {title}')
     for prefix, title in rules.items()
-    for name in names[: None if prefix == 'mean.' else 1]
+    for name in names[:1]
     if f'{prefix}{name}' in run.slides[0]
   ]
   rows = [_slide(row, columns, i) for i, row in enumerate(run.slides)]

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from jaxmed.slides.annotations import Polygon
 from jaxmed.slides.regions import find_regions
 
+FAINTEST = 0.25  # Opacity of the lowest score.
 Ring = str  # 'x,y x,y ...' in pixels of level 0, as SVG has it.
 
 
@@ -21,11 +22,15 @@ def coloured(
   limits: tuple[float, float],
   colours: str = 'inferno',
 ) -> UInt8[np.ndarray, 'height width 4']:
-  """Scores as colours between the limits; clear where there is none."""
+  """Scores as colours between the limits; clear where there is none.
+
+  What is low lets the tissue be seen through it.
+  """
   low, high = limits
   share = np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1)
   pixels = matplotlib.colormaps[colours](share, bytes=True)
-  pixels[..., 3] = np.where(np.isfinite(values), 255, 0)
+  opaque = np.where(np.isfinite(values), FAINTEST + (1 - FAINTEST) * share, 0)
+  pixels[..., 3] = np.round(255 * opaque)
   return pixels
 
 

@@ -360,6 +360,7 @@ def _slides(rng, folder: pathlib.Path, slides: int, side: int) -> None:
     thumbnail, overlay = _slide(rng, sick, side)
     thumbnail.save(maps / f'{group}_thumbnail.png')
     overlay.save(maps / f'{group}_overlay.png')
+    _layers(rng, folder, group, sick)
     top = None if failed else 0.18 + 0.12 * sick + rng.normal(0, 0.02)
     rows.append(
       {
@@ -375,6 +376,26 @@ def _slides(rng, folder: pathlib.Path, slides: int, side: int) -> None:
       }
     )
   pq.write_table(pa.Table.from_pylist(rows), folder / 'slides.parquet')
+
+
+def _layers(rng, folder: pathlib.Path, group: str, sick: bool) -> None:
+  """A map of 12 x 12 squares of 256 px, on a slide a bit smaller."""
+  pixels = rng.integers(0, 256, (12, 12, 4)).astype(np.uint8)
+  Image.fromarray(pixels).save(folder / f'maps/{group}_heat.png')
+  about = {
+    'size': [3000, 3000],
+    'map': [3072, 3072],
+    'label': 'cycle_ssim',
+    'limits': [0.1, 0.4],
+    'threshold': 0.25,
+    'tissue': ['256,256 2560,256 2560,2816 256,2816'],
+    'above': ['1536,768 2048,768 2048,1280 1536,1280'] * sick,
+    'annotations': ['1500,700 2100,720 2000,1300'] * sick,
+  }
+  (folder / f'maps/{group}_layers.json').write_text(json.dumps(about))
+  (folder / 'detections').mkdir(exist_ok=True)
+  found = '0.375,1800,1000\n0.25,400,500\n' if sick else ''
+  (folder / f'detections/{group}.csv').write_text(found)
 
 
 def _slide(rng, sick: bool, side: int) -> tuple:

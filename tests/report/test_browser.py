@@ -115,21 +115,27 @@ button.click();
 const slider = document.getElementById('opacity');
 slider.value = 30;
 slider.dispatchEvent(new Event('input'));
-const overlay = document.querySelector('.overlay');
-document.title = JSON.stringify(
-  [first, rows(), getComputedStyle(overlay).opacity]);
+const heat = document.querySelector('.heat');
+const seen = (kind) => [...document.querySelectorAll('.lines .' + kind)].some(
+  (layer) => getComputedStyle(layer).display !== 'none');
+const kinds = ['annotations', 'above', 'tissue', 'detections'];
+const before = kinds.map(seen);
+for (const box of document.querySelectorAll('.switch')) box.click();
+document.title = JSON.stringify([
+  first, rows(), getComputedStyle(heat).opacity, before, kinds.map(seen)]);
 """
 
 
-def test_tables_sort_and_heat_maps_fade(browse, page):
+def test_tables_sort_maps_fade_and_layers_hide(browse, page):
   found = browse(page(script=CLICK), '--dump-dom')
   title = found.split('<title>')[1].split('</title>')[0]
-  down, up, opacity = json.loads(title)
+  down, up, opacity, before, after = json.loads(title)
   values = [float(v) for v in down[:-1]]
   assert values == sorted(values, reverse=True)
   assert [float(v) for v in up[:-1]] == sorted(values)
   assert down[-1] == up[-1] == '–'  # No score: last either way.
   assert opacity == '0.3'
+  assert before == [True] * 4 and after == [False] * 4
 
 
 def test_the_policy_lets_its_own_script_run(browse, finished):

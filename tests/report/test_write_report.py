@@ -259,6 +259,44 @@ def test_a_log_of_several_phases_with_gaps(run):
   assert 'Each point is the mean of about 8 logs' in page.text
 
 
+def test_a_slide_has_layers_and_links(run):
+  page = read(run)
+  check(page)
+  kinds = [a['class'] for a in page.all('g') if 'layer' in a.get('class', '')]
+  # Of four slides, the last two have lesions.
+  assert kinds.count('layer tissue') == 4
+  assert kinds.count('layer annotations') == kinds.count('layer above') == 2
+  assert kinds.count('layer detections') == 2
+  assert len([a for a in page.all('circle') if a['cx'] == '1800']) == 2
+  assert '0.375 at 1800, 1000' in page.text
+  heat = [a for a in page.all('img') if a.get('class') == 'heat']
+  assert {a['style'] for a in heat} == {'width:102.400%;height:102.400%'}
+  linked = {a.get('href') for a in page.all('a')}
+  assert 'detections/test_000.csv' in linked
+  assert 'maps/test_003_overlay.png' in linked
+  assert not any('ome' in (link or '') for link in linked)  # There is none.
+  assert 'the mark is the threshold, 0.25' in page.text
+
+
+def test_slides_scored_before_there_were_layers(run):
+  for path in (run / 'maps').glob('*_layers.json'):
+    broken = '{"size": [0, 0]}' if '000' in path.name else 'no JSON'
+    path.write_text(broken)
+  page = read(run)
+  check(page)
+  assert not [a for a in page.all('g') if 'layer' in a.get('class', '')]
+  assert len([a for a in page.all('img') if a.get('class') == 'overlay']) == 4
+
+
+def test_what_is_no_detection_is_passed_over(run):
+  text = '0.5,10,20\nnan,1,2\nx,y\n' + '0.25,30,40\n' * 500
+  (run / 'detections/test_000.csv').write_text(text)
+  page = read(run)
+  check(page)
+  marked = [a for a in page.all('circle') if a['cx'] in ('10', '30')]
+  assert len(marked) == 200 and marked[0]['cx'] == '10'
+
+
 def test_many_slides_show_both_ends(run):
   rows = pq.read_table(run / 'slides.parquet').to_pylist()
   many = [rows[i % 3] | {'score.cycle_ssim': i / 100} for i in range(60)]
