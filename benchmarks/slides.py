@@ -3,7 +3,12 @@
   python benchmarks/slides.py [SECTION...]
 
 Sections (all, unless some are named):
-  reading  tiles of a phantom slide, beside bare JPEG decoding and OpenSlide
+  reading      tiles of a phantom slide, beside bare decoding and OpenSlide
+  annotations  a million corners filled, beside PIL's and matplotlib's polygons
+  gigapixel    a slide of 100,000 x 80,000 px: tissue and grid
+  scoring      slides from file to map, beside the model alone; the same slide
+  froc         129 slides, beside the official script's loops
+All but the first are scripts of their own beside this one.
 
 Sides of a comparison take short turns; each side's best turn counts, and the
 ratio of this process's processor time that a tile takes stands beside it, which
@@ -13,6 +18,8 @@ their work is done in other processes.
 
 import argparse
 import pathlib
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -156,7 +163,20 @@ def _draw(path: pathlib.Path) -> None:
   phantom.write_slide(path, phantom_tissue.draw(plan).pixels, plan.mpp)
 
 
-SECTIONS = {'reading': reading}
+def _script(name: str) -> Callable[[pathlib.Path], None]:
+  """A section in a process of its own, so that its memory is its own."""
+  argv = [sys.executable, '-m', f'benchmarks.{name}']
+  root = pathlib.Path(__file__).parent.parent
+  return lambda folder: subprocess.run(argv, cwd=root, check=True)
+
+
+SECTIONS = {
+  'reading': reading,
+  'annotations': _script('annotations'),
+  'gigapixel': _script('gigapixel'),
+  'scoring': _script('slide_scoring'),
+  'froc': _script('froc'),
+}
 
 
 if __name__ == '__main__':
