@@ -210,12 +210,14 @@ def draw(
   group, size = facts['group'], (facts['width'], facts['height'])
   with Image.open(folder / f'{group}_thumbnail.png') as image:
     thumbnail = np.asarray(image)
+  scores = heatmap.ScoreMap(values, squares, size)
+  height, width = thumbnail.shape[:2]
   drawn = heatmap.draw_overlay(
     thumbnail,
-    heatmap.ScoreMap(values, squares, size),
+    scores,
     label=run.config.score.dense or run.primary,
     polygons=polygons,
-    tissue=np.isfinite(values),
+    tissue=np.isfinite(scores.over(width, height)),  # Of the whole slide.
     threshold=threshold(run, _shown_name(run)),
     limits=(low, max(highest, low + 1e-6)),
     mpp=facts['mpp'],
