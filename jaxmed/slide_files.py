@@ -216,12 +216,14 @@ def draw(
   with Image.open(folder / f'{group}_thumbnail.png') as image:
     thumbnail = np.asarray(image)
   label = run.config.score.dense or run.primary
+  scores = heatmap.ScoreMap(values, squares, size)
+  height, width = thumbnail.shape[:2]
   drawn = heatmap.draw_overlay(
     thumbnail,
-    heatmap.ScoreMap(values, squares, size),
+    scores,
     label=label,
     polygons=polygons,
-    tissue=np.isfinite(values),
+    tissue=np.isfinite(scores.over(width, height)),  # Of the whole slide.
     threshold=threshold(run, name),
     limits=limits,
     mpp=facts['mpp'],

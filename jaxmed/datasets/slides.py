@@ -114,7 +114,8 @@ def plan(data_config: ConfigDict, directory: pathlib.Path) -> list[Planned]:
     (survey.source, survey.load()) for survey in surveys(data_config, directory)
   ]
   labels = _labels(_table(root, options, 'labels'), surveyed)
-  places = _divide(_table(root, options, 'splits'), labels, options)
+  lost = {source.group for source, found in surveyed if found.failures}
+  places = _divide(_table(root, options, 'splits'), labels, lost, options)
   halves = _halves(places.values(), options['seed'])
   return [
     Planned(
@@ -174,11 +175,15 @@ def _labels(
 
 
 def _divide(
-  table: dict[str, str] | None, labels: dict[str, int], options: dict[str, Any]
+  table: dict[str, str] | None,
+  labels: dict[str, int],
+  lost: set[str],
+  options: dict[str, Any],
 ) -> dict[str, layouts.Found]:
   """The patient and the split of each slide, by its name.
 
-  However few normal patients there are, one is for training.
+  However few normal patients there are, one is for training; a slide that
+  gives no tile takes nobody's place.
   """
   found = [
     layouts.Found(
@@ -188,7 +193,10 @@ def _divide(
     )
     for group, label in labels.items()
   ]
-  divided = folder.divide(found, options)
+  given = lambda one: table is not None or one.path not in lost
+  divided = folder.divide([one for one in found if given(one)], options)
+  others = [one for one in found if not given(one)]
+  others = [dataclasses.replace(one, split='test') for one in others]
   if table is None and all(one.split != 'train' for one in divided):
     sick = {one.group for one in divided if one.label}
     left = {one.group for one in divided if one.split == 'test'} - sick
@@ -198,6 +206,7 @@ def _divide(
       dataclasses.replace(one, split='train') if one.group == first else one
       for one in divided
     ]
+  divided += folder.divide(others, options)
   return {one.path: one for one in divided}
 
 

@@ -210,16 +210,22 @@ def test_sick_slides_are_for_testing_and_others_by_chance(opened):
 
 
 def test_however_few_there_are_some_are_for_each_use(folder, tmp_path):
-  """Two patients, of whom chance would send both elsewhere with train=0.01."""
+  """Two patients, of whom chance would send both elsewhere with train=0.01.
+
+  Slides that can't be opened do not count.
+  """
   (tmp_path / 'slides').mkdir()
   for name in (*NORMALS[2:], TUMOURS[0]):
     (tmp_path / f'slides/{name}.tif').symlink_to(_path(folder, name))
+  for number in range(9):
+    (tmp_path / f'slides/broken{number}.svs').touch()
   annotations = str(folder / 'outlines')
   config = _config(tmp_path, annotations=annotations, train=0.01)
   found = _plan(folder, tmp_path, config)
   splits = [found[name].split for name in NORMALS[2:]]
   assert sorted(splits) == ['train', 'validation']
-  assert found[TUMOURS[0]].split == 'test'
+  others = [one.split for name, one in found.items() if name not in NORMALS]
+  assert set(others) == {'test'} and len(others) == 10
 
 
 def test_the_patients_of_a_split_are_halved(folder, tmp_path):
