@@ -241,6 +241,9 @@ def serve() -> None:
         tasks.put(pickle.load(sys.stdin.buffer))
     except EOFError:  # There is no more work, or nobody to do it for.
       os._exit(0)
+    except BaseException:  # A task that can't be read: nobody would answer.
+      traceback.print_exc()
+      os._exit(1)
 
   def say(answer: bytes) -> None:
     answers.write(answer)

@@ -66,15 +66,19 @@ def slides(data_config, directory):
 
 
 def examples(shard: int, data_config, count: int = 5):
-  """With config.trouble, a file, shard 2 goes wrong until there is no file."""
+  """With config.trouble, a file, it goes wrong until there is no file.
+
+  Shard 2 does, or any if there is also a file of its name with .any.
+  """
   for i in range(count):
-    trouble = data_config.get('trouble', '')
-    if shard == 2 and i == 3 and trouble and pathlib.Path(trouble).exists():
-      word = pathlib.Path(trouble).read_text()
-      pathlib.Path(f'{trouble}.met').touch()
-      if word == 'kill':
-        os.kill(os.getpid(), signal.SIGKILL)
-      raise OSError(word)
+    trouble = pathlib.Path(data_config.get('trouble', ''))
+    if i == 3 and trouble.is_file():
+      word, any_shard = trouble.read_text(), trouble.with_suffix('.any')
+      if shard == 2 or any_shard.exists():
+        pathlib.Path(f'{trouble}.met').touch()
+        if word == 'kill':
+          os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(word)
     number = 10 * shard + i
     yield {
       'image': jpeg(number),
