@@ -26,9 +26,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxmed.datasets import write
-from jaxmed.datasets.crew import cores
 from jaxmed.datasets.records import Records, open_records
 from jaxmed.pipeline import open_cohort
+from jaxmed.slides.guard import cores
 
 BATCH = 64
 TURNS = 12

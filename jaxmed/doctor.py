@@ -106,7 +106,7 @@ def _slides(missing: list[str]) -> list[str]:
 
 
 def _memory() -> str:
-  from jaxmed.datasets.crew import cores
+  from jaxmed.slides.guard import cores
 
   pages = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   return _line('memory', f'{pages / 2**30:.1f} GiB, {cores()} cores')

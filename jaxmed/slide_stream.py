@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from jaxmed.datasets.crew import cores
 from jaxmed.method import Batch
 from jaxmed.progress import Progress
 from jaxmed.score import Part, Run
 from jaxmed.slide_work import SlideFound, Work
+from jaxmed.slides.guard import cores
 from jaxmed.slides.reader import Slide, SlideError, TileError, open_slide
 
 AHEAD = 3  # Batches of tiles being read.

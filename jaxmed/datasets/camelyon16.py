@@ -40,6 +40,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxmed import errors
+from jaxmed.datasets import given
 from jaxmed.datasets.camelyon16_folder import Member, find
 from jaxmed.datasets.folder import chance
 from jaxmed.datasets.shards import Shard
@@ -348,29 +349,22 @@ def _tiling(data_config: ConfigDict) -> Tiling:
 
 
 def _root(data_config: ConfigDict) -> pathlib.Path:
-  if not data_config.path:
-    raise errors.UserError(
-      'The data set camelyon16 needs --config.data.path, the folder with '
-      'training/ and testing/, or with images/ and annotations/.'
-    )
-  root = pathlib.Path(data_config.path).expanduser().absolute()
-  if not root.is_dir():
-    raise errors.UserError(f'There is no folder {root} (--config.data.path).')
-  return root
+  layout = (
+    'the folder with training/ and testing/, or with images/ and annotations/'
+  )
+  return given.root(data_config, NAME, layout)
 
 
 def _options(data_config: ConfigDict) -> dict[str, Any]:
   """The protocol's options, with those that are given, checked."""
-  given = dict(data_config.options)
-  protocol = given.pop('protocol', 'munit')
+  chosen = dict(data_config.options)
+  protocol = chosen.pop('protocol', 'munit')
   if protocol not in PROTOCOLS:
     raise errors.unknown('protocol of Camelyon16', protocol, PROTOCOLS)
   known = PROTOCOLS[protocol]
-  for name in given:
-    if name not in known:
-      raise errors.unknown('option of the data set camelyon16', name, known)
+  given.check_options(chosen, NAME, known)
   # A config says -1 or '' where it leaves something to the protocol.
-  options = known | {k: v for k, v in given.items() if v not in (-1, '')}
+  options = known | {k: v for k, v in chosen.items() if v not in (-1, '')}
   if options['test_slides'] not in ('tumour', 'all'):
     raise errors.unknown(
       'choice of test_slides', options['test_slides'], ('tumour', 'all')

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from jaxmed import errors
 from jaxmed.progress import Progress
+from jaxmed.slides.guard import cores
 
 PATIENCE = 1.0  # Seconds of work before helpers, slow to start, are called.
 REPORT_SECONDS = 0.3  # Between a helper's words on its progress.
@@ -123,13 +124,6 @@ def run_all(
     finally:
       over.set()
   counter.close()
-
-
-def cores() -> int:
-  """How many this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 class _Counter:

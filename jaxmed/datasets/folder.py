@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxmed import errors
-from jaxmed.datasets import images, layouts
+from jaxmed.datasets import given, images, layouts
 from jaxmed.datasets.layouts import Found
 from jaxmed.datasets.shards import Example, Failure, Shard
 
@@ -198,22 +198,12 @@ def chance(seed: int, purpose: str, group: str) -> float:
 
 
 def _root(data_config: ConfigDict) -> pathlib.Path:
-  if not data_config.path:
-    raise errors.UserError(
-      'The data set folder needs --config.data.path, the folder of images.'
-    )
-  root = pathlib.Path(data_config.path).expanduser().absolute()
-  if not root.is_dir():
-    raise errors.UserError(f'There is no folder {root} (--config.data.path).')
-  return root
+  return given.root(data_config, NAME, 'the folder of images')
 
 
 def _options(data_config: ConfigDict) -> dict[str, Any]:
-  given = dict(data_config.options)
-  for name in given:
-    if name not in OPTIONS:
-      raise errors.unknown('option of the data set folder', name, OPTIONS)
-  options = OPTIONS | given
+  given.check_options(data_config.options, NAME, OPTIONS)
+  options = OPTIONS | dict(data_config.options)
   train, validation = options['train'], options['validation']
   if not (train > 0 and validation >= 0 and train + validation <= 1):
     raise errors.UserError(

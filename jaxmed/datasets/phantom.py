@@ -20,7 +20,12 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from jaxmed import errors
-from jaxmed.datasets import phantom_scanner, phantom_tissue, slide_tiles
+from jaxmed.datasets import (
+  given,
+  phantom_scanner,
+  phantom_tissue,
+  slide_tiles,
+)
 from jaxmed.datasets.shards import Example, Failure, Shard
 from jaxmed.slides import annotations, reader
 
@@ -232,11 +237,8 @@ def _slide(
 
 def _options(data_config: ConfigDict) -> dict[str, Any]:
   """The options, with defaults for those that are not given, checked."""
-  given = dict(data_config.options)
-  for name in given:
-    if name not in OPTIONS:
-      raise errors.unknown('option of the data set phantom', name, OPTIONS)
-  options = OPTIONS | given
+  given.check_options(data_config.options, NAME, OPTIONS)
+  options = OPTIONS | dict(data_config.options)
   for name in ('side', 'test_side'):
     least = max(data_config.size, TILE)
     if options[name] < least:

@@ -26,7 +26,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxmed import errors
-from jaxmed.datasets import folder, layouts, slide_tiles
+from jaxmed.datasets import folder, given, layouts, slide_tiles
 from jaxmed.datasets.shards import Failure, Shard
 from jaxmed.datasets.slide_tiles import Tiling
 from jaxmed.datasets.surveys import Found, Planned, Source, Survey, stat
@@ -348,28 +348,19 @@ def _tiling(data_config: ConfigDict) -> Tiling:
 
 
 def _root(data_config: ConfigDict) -> pathlib.Path:
-  if not data_config.path:
+  path = pathlib.Path(data_config.path).expanduser().absolute()
+  if path.with_name(f'{path.name}.unfinished').is_dir() and not path.is_dir():
     raise errors.UserError(
-      'The data set slides needs --config.data.path, a folder of slides or '
-      'what `jaxmed tile` has written.'
+      f'{path} is unfinished; call `jaxmed tile` again to go on with it.'
     )
-  root = pathlib.Path(data_config.path).expanduser().absolute()
-  if root.with_name(f'{root.name}.unfinished').is_dir() and not root.is_dir():
-    raise errors.UserError(
-      f'{root} is unfinished; call `jaxmed tile` again to go on with it.'
-    )
-  if not root.is_dir():
-    raise errors.UserError(f'There is no folder of slides {root}.')
-  return root
+  what = 'a folder of slides or what `jaxmed tile` has written'
+  return given.root(data_config, NAME, what)
 
 
 def _options(data_config: ConfigDict) -> dict[str, Any]:
   """The options, with defaults for those that are not given, checked."""
-  given = dict(data_config.options)
-  for name in given:
-    if name not in OPTIONS:
-      raise errors.unknown('option of the data set slides', name, OPTIONS)
-  options = OPTIONS | given
+  given.check_options(data_config.options, NAME, OPTIONS)
+  options = OPTIONS | dict(data_config.options)
   if options['format'] not in slide_tiles.FORMATS:
     raise errors.unknown(
       'format of tiles', options['format'], slide_tiles.FORMATS

@@ -53,7 +53,7 @@ class Pool:
 
   def __init__(self, server: str, size: int = 0):
     self._server = server
-    self._size = size or min(max(2, _cores()), MOST_HELPERS)
+    self._size = size or min(max(2, cores()), MOST_HELPERS)
     self._reset()
     os.register_at_fork(after_in_child=self._reset)
     atexit.register(self.close)
@@ -243,7 +243,8 @@ class _Helper:
     self._errors.close()
 
 
-def _cores() -> int:
+def cores() -> int:
+  """How many this process may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

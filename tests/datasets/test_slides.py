@@ -459,7 +459,7 @@ def test_options_that_are_wrong(folder, options, said):
 def test_folders_that_are_wrong(tmp_path):
   for path, said in (
     ('', 'needs --config.data.path'),
-    (tmp_path / 'none', 'There is no folder of slides'),
+    (tmp_path / 'none', 'There is no folder .*none, where'),
     (tmp_path, 'holds no slides. Expected files that end in one of .svs'),
   ):
     config = ConfigDict(
