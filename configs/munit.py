@@ -14,14 +14,21 @@ def get_config(preset: str | None = None) -> ConfigDict:
 
 
 def camelyon16(config: ConfigDict) -> ConfigDict:
-  """The original's constants, at 512 px with the cycle on.
+  """The original's constants on Camelyon16's patches of 512 px.
 
   About 80,000 healthy patches of 270 training slides. The paper does not say
-  which are X and which Y: here, those of either hospital's scanner. Nor does
-  it give the number of steps; the original's is this.
+  which are X and which Y: here, those of either hospital's scanner.
   """
-  config = defaults.camelyon16(config)
+  config = defaults.camelyon16(_original(config))
   config.data.size = 512
+  return config
+
+
+def _original(config: ConfigDict) -> ConfigDict:
+  """The constants of the original at 512 px, with the cycle on.
+
+  The paper does not give the number of steps; the original's is this.
+  """
   config.model = ConfigDict(
     {
       'dim': 64,
@@ -77,7 +84,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
   Independent first draws may settle on contents of opposite polarity, which
   nothing in so short a training puts right; hence the one draw.
   """
-  config = _narrow(camelyon16(config))
+  config = _narrow(_original(config))
   return defaults.phantom(config)
 
 
@@ -91,7 +98,7 @@ def phantom_long(config: ConfigDict) -> ConfigDict:
 
 def folder(config: ConfigDict) -> ConfigDict:
   """Images of a folder at 64 px: a quarter of an hour on two cores."""
-  config = defaults.folder(_narrow(camelyon16(config)))
+  config = defaults.folder(_narrow(_original(config)))
   config.data.resize = 64
   config.train.augment = ('flip',)
   config.train.steps = 2000
@@ -100,7 +107,7 @@ def folder(config: ConfigDict) -> ConfigDict:
 
 def slides(config: ConfigDict) -> ConfigDict:
   """Tiles of your own slides, in a network that a CPU can train."""
-  config = defaults.slides(_narrow(camelyon16(config)))
+  config = defaults.slides(_narrow(_original(config)))
   config.train.batch = 1
   config.train.steps = 2000
   return config
@@ -108,7 +115,7 @@ def slides(config: ConfigDict) -> ConfigDict:
 
 def tiny(config: ConfigDict) -> ConfigDict:
   """32 px and a dozen steps, for tests."""
-  config = defaults.tiny(_narrow(camelyon16(config)))
+  config = defaults.tiny(_narrow(_original(config)))
   config.model.update({'dim': 4, 'mlp_dim': 8, 'style_dim': 2})
   config.model.residual_blocks = 1
   config.model.discriminator.update({'dim': 4, 'layers': 2, 'scales': 1})

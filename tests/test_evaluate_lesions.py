@@ -1,5 +1,6 @@
 """From slides.parquet, annotations and detections to results['froc']."""
 
+import importlib
 import json
 
 import numpy as np
@@ -294,3 +295,11 @@ def test_the_command(folder, capsys, monkeypatch):
   assert 'lesions (not strict): FROC' in capsys.readouterr().out
   assert cli.main([*argv, '--protocol=camleyon']) == 2
   assert 'camelyon16' in capsys.readouterr().err
+
+
+def test_only_camelyon16_asks_for_its_protocol():
+  for name in command.config_names():
+    module = importlib.import_module(f'jaxmed.configs.{name}')
+    for preset in module.PRESETS:
+      asked = module.get_config(preset).eval.protocol
+      assert asked == ('camelyon16' if preset == 'camelyon16' else '')
