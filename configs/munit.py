@@ -79,7 +79,7 @@ def _original(config: ConfigDict) -> ConfigDict:
 
 
 def phantom(config: ConfigDict) -> ConfigDict:
-  """400 steps of a narrow network: under two minutes on two cores.
+  """400 steps of a narrow network: two minutes on two cores.
 
   Independent first draws may settle on contents of opposite polarity, which
   nothing in so short a training puts right; hence the one draw.
