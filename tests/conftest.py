@@ -42,6 +42,19 @@ def pytest_collection_modifyitems(config, items):
       item.add_marker(skip)
 
 
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+  """All launches of a module share prepared data and compiled steps."""
+  place = tmp_path_factory.mktemp('shared')
+  return os.environ | {
+    'JAXMED_DATA': str(place / 'data'),
+    'JAX_COMPILATION_CACHE_DIR': str(place / 'compiled'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '',
+  }
+
+
 @pytest.fixture
 def shared():
   """A function that gives a path of the shared real data, or skips."""

@@ -1,6 +1,5 @@
 """Whole jobs in processes of their own: killed, stopped, repeated, scored."""
 
-import os
 import pathlib
 import random
 import re
@@ -25,19 +24,6 @@ pytestmark = [
   pytest.mark.filterwarnings('ignore:Sharding info not provided'),
 ]
 PATIENCE = 600.0  # Seconds, for one launch on a busy machine.
-
-
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  """All launches share prepared data and compiled steps."""
-  place = tmp_path_factory.mktemp('shared')
-  return os.environ | {
-    'JAXMED_DATA': str(place / 'data'),
-    'JAX_COMPILATION_CACHE_DIR': str(place / 'compiled'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '',
-  }
 
 
 @pytest.fixture(scope='module')

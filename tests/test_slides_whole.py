@@ -1,7 +1,6 @@
 """From a folder of slides to the FROC of lesions, each command a process."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -32,18 +31,6 @@ SMALL = (
   *('score.stride=64', 'score.nms_radius=40.0'),
   *('eval.resamples=200', 'report.examples=2'),
 )
-
-
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  place = tmp_path_factory.mktemp('shared')
-  return os.environ | {
-    'JAXMED_DATA': str(place / 'data'),
-    'JAX_COMPILATION_CACHE_DIR': str(place / 'compiled'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '',
-  }
 
 
 @pytest.fixture(scope='module')
