@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jaxmed import errors, methods, workdir
+from jaxmed import errors, methods, pretrained, workdir
 from jaxmed.datasets.records import Records, open_records
 from jaxmed.errors import UserError
 from jaxmed.method import (
@@ -28,7 +28,6 @@ from jaxmed.method import (
 from jaxmed.pipeline import augment, open_cohort, stain
 from jaxmed.provenance import Provenance
 from jaxmed.training import distributed, loop, run, sharding
-from jaxmed.weights import pretrained
 
 
 def train(

@@ -1,7 +1,7 @@
 """Feature trunks by name: a network whose named stages a method looks at.
 
 A trunk takes images in [0, 1], gray or RGB, and does itself what networks of
-ImageNet expect of them. Its weights are loaded by jaxmed.weights.pretrained.
+ImageNet expect of them. Its weights are loaded by jaxmed.pretrained.
 """
 
 import jax.numpy as jnp
