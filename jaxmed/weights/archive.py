@@ -42,20 +42,20 @@ class Member:
 
 def members(content: np.ndarray) -> dict[str, Member]:
   """All members by name, in the file's order."""
-  directory, count = _directory(content)
+  start, directory, count = _directory(content)
   found, spans, place = {}, [], 0
   for _ in range(count):
     *entry, place = _entry(directory, place)
-    member, span = _member(content, *entry)
+    member, span = _member(content[:start], *entry)
     if member.name in found:
-      raise Refused(f'two members are named {member.name!r}')
+      raise Refused(f'two members are named {member.name!r:.80}')
     if not member.name.endswith('/'):
       found[member.name] = member
     spans.append((*span, member.name))
   spans.sort()
   for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
     if start < end:
-      raise Refused(f'its members {name!r} and {other!r} overlap')
+      raise Refused(f'its members {name!r:.80} and {other!r:.80} overlap')
   if place != directory.size:
     raise Refused('its directory has another length than it says')
   inflated = sum(m.size for m in found.values() if m.method == DEFLATED)
@@ -69,24 +69,24 @@ def members(content: np.ndarray) -> dict[str, Member]:
 
 def contents(content: np.ndarray, member: Member) -> np.ndarray:
   """A member's bytes: a view of the file's, or inflated."""
-  raw = take(content, member.start, member.packed, f'{member.name!r}')
+  raw = take(content, member.start, member.packed, f'{member.name!r:.80}')
   if member.method == DEFLATED:
     raw = _inflate(raw, member)
   # torch can be told to write no checksums; then all of them are 0.
   if member.crc:
-    check_sum(raw, member.crc, f'its member {member.name!r}')
+    check_sum(raw, member.crc, f'its member {member.name!r:.80}')
   return raw
 
 
 def beginning(content: np.ndarray, member: Member, count: int) -> bytes:
   """No more than the first `count` bytes of a member."""
-  raw = take(content, member.start, member.packed, f'{member.name!r}')
+  raw = take(content, member.start, member.packed, f'{member.name!r:.80}')
   if member.method == STORED:
     return raw[:count].tobytes()
   try:
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, count)
   except zlib.error as error:
-    raise Refused(f'{member.name!r} is broken ({error})') from None
+    raise Refused(f'{member.name!r:.80} is broken ({error})') from None
 
 
 def _inflate(raw: np.ndarray, member: Member) -> np.ndarray:
@@ -94,14 +94,16 @@ def _inflate(raw: np.ndarray, member: Member) -> np.ndarray:
   try:
     data = inflater.decompress(raw, member.size + 1)
   except zlib.error as error:
-    raise Refused(f'{member.name!r} is broken ({error})') from None
+    raise Refused(f'{member.name!r:.80} is broken ({error})') from None
   if len(data) != member.size or not inflater.eof or inflater.unused_data:
-    raise Refused(f'{member.name!r} has not the {member.size} bytes it claims')
+    raise Refused(
+      f'{member.name!r:.80} has not the {member.size} bytes it claims'
+    )
   return np.frombuffer(data, np.uint8)
 
 
-def _directory(content: np.ndarray) -> tuple[np.ndarray, int]:
-  """The zip file's directory, and how many entries it says it has."""
+def _directory(content: np.ndarray) -> tuple[int, np.ndarray, int]:
+  """Where the zip file's directory is, it, and how many entries it claims."""
   tail = content[-(END.size + 0xFFFF) :].tobytes()
   place = tail.rfind(b'PK\5\6')
   if place < 0 or place + END.size > len(tail):
@@ -125,7 +127,7 @@ def _directory(content: np.ndarray) -> tuple[np.ndarray, int]:
     raise Refused(f'it claims {count} members; {MOST_MEMBERS} are read')
   if start + size != end:
     raise Refused('its directory is not where the zip file says')
-  return take(content, start, size, 'its directory'), count
+  return start, take(content, start, size, 'its directory'), count
 
 
 def _entry(directory: np.ndarray, place: int) -> tuple:
@@ -176,18 +178,20 @@ def _member(
   """A member, and the bytes of the file that it occupies."""
   name = _name(raw)
   if flags & ENCRYPTED:
-    raise Refused(f'its member {name!r} is encrypted')
+    raise Refused(f'its member {name!r:.80} is encrypted')
   if method not in (STORED, DEFLATED):
-    raise Refused(f'its member {name!r} is pressed by method {method}')
+    raise Refused(f'its member {name!r:.80} is pressed by method {method}')
   if method == STORED and packed != size:
-    raise Refused(f'its member {name!r} claims {size} bytes and has {packed}')
-  fixed = take(content, offset, LOCAL.size, f'its member {name!r}')
+    raise Refused(
+      f'its member {name!r:.80} claims {size} bytes and has {packed}'
+    )
+  fixed = take(content, offset, LOCAL.size, f'its member {name!r:.80}')
   mark, _, _, local_method, *_, names, extras = LOCAL.unpack(fixed)
-  local = take(content, offset + LOCAL.size, names, f'its member {name!r}')
+  local = take(content, offset + LOCAL.size, names, f'its member {name!r:.80}')
   if mark != b'PK\3\4' or local_method != method or local.tobytes() != raw:
-    raise Refused(f'its member {name!r} is another than its directory says')
+    raise Refused(f'its member {name!r:.80} is another than its directory says')
   start = offset + LOCAL.size + names + extras
-  take(content, start, packed, f'its member {name!r}')
+  take(content, start, packed, f'its member {name!r:.80}')
   return Member(name, method, crc, start, packed, size), (
     offset,
     start + packed,
@@ -198,11 +202,13 @@ def _name(raw: bytes) -> str:
   try:
     name = raw.decode()
   except UnicodeDecodeError:
-    raise Refused(f'its member {raw!r} has a name that is no text') from None
+    raise Refused(
+      f'its member {raw!r:.80} has a name that is no text'
+    ) from None
   steps = name.removesuffix('/').split('/')
   if '\0' in name or '\\' in name or {'', '.', '..'} & set(steps):
     raise Refused(
-      f'its member {name!r} has a name that leads out of a folder; do not '
+      f'its member {name!r:.80} has a name that leads out of a folder; do not '
       'open the file with anything else'
     )
   return name

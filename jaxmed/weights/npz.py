@@ -18,6 +18,7 @@ from jaxmed.weights import archive
 from jaxmed.weights.source import (
   Path,
   Refused,
+  WeightsError,
   check_total,
   elements,
   numbers,
@@ -42,10 +43,14 @@ def write(path: Path, given: Mapping[str, np.ndarray]) -> None:
   """The same arrays give the same bytes; the file appears whole or not."""
   with replacing(path) as partial, zipfile.ZipFile(partial, 'w') as file:
     for name in sorted(given):
+      array = np.asarray(given[name], order='C')
+      if array.dtype.kind not in 'biufc' and array.dtype != jnp.bfloat16:
+        raise WeightsError(
+          path, f'the format has no type for {name!r}, which is {array.dtype}'
+        )
       # A date of its own makes two files of the same arrays equal.
       member = zipfile.ZipInfo(f'{name}.npy', (1980, 1, 1, 0, 0, 0))
       member.external_attr = 0o600 << 16
-      array = np.asarray(given[name], order='C')
       with file.open(member, 'w', force_zip64=True) as place:
         np.lib.format.write_array(place, array, allow_pickle=False)
 
@@ -59,7 +64,7 @@ def arrays(
     array = _array(content, member)
     if array is not None:
       found[name.removesuffix('.npy')] = array
-  check_total(found, content)
+  check_total(found, content.size)
   return found
 
 
@@ -95,7 +100,7 @@ def _header(content: np.ndarray, member: archive.Member) -> tuple[int, dict]:
   try:
     text = raw[begins : begins + length].decode('utf8')
     described = ast.literal_eval(text.strip())
-  except (ValueError, SyntaxError, MemoryError, RecursionError):
+  except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
     raise broken from None
   fields = {'descr': (str, list), 'fortran_order': bool, 'shape': tuple}
   if type(described) is not dict or described.keys() != fields.keys():

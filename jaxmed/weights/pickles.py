@@ -89,7 +89,7 @@ class _Machine:
       raise Refused('its pickle is broken: fetch it again')
     name = known.name
     if name == 'INST':  # Names a class in the operation itself.
-      name += f' (of {self.line()}.{self.line()})'
+      name += f' (of {self.line()!r}.{self.line()!r})'
     elif name.startswith('EXT'):
       number = int.from_bytes(self.read(int(name[3:])), 'little')
       name += f' (of the registered class {number})'
@@ -169,7 +169,7 @@ class _Machine:
       raise Refused('its pickle asks for a name that is no text')
     if known not in self.symbols:
       raise Refused(
-        f"its pickle asks for {known}, which tensors don't need; {ASKED}"
+        f"its pickle asks for {known!r:.80}, which tensors don't need; {ASKED}"
       )
     self.stack.append(self.symbols[known])
 
@@ -289,6 +289,7 @@ OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
   b's': lambda m: m.fill([m.pop(), m.pop()][::-1]),
   b'u': lambda m: m.fill(m.since_mark()),
   b'\x90': _Machine.ignore,
+  b'\x91': lambda m: m.push((m.since_mark(), INERT)[1]),
   b't': lambda m: m.push(tuple(m.since_mark())),
   b'\x85': lambda m: m.tuple(1),
   b'\x86': lambda m: m.tuple(2),

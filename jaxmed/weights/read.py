@@ -7,7 +7,14 @@ its size has been compared with the file's.
 
 import numpy as np
 
-from jaxmed.weights import archive, npz, pytorch, safetensors
+from jaxmed.weights import (
+  archive,
+  checkpoint,
+  npz,
+  pytorch,
+  safetensors,
+  sorted_table,
+)
 from jaxmed.weights.source import Path, Refused, WeightsError, opened
 
 __all__ = ['WeightsError', 'read']
@@ -26,11 +33,17 @@ OTHERS = {
 def read(path: Path) -> dict[str, np.ndarray]:
   """All arrays of a .pth, .pt, .safetensors or .npz file, by name.
 
+  Also of a checkpoint of TensorFlow, of which any file may be given, or what
+  their names have in common.
+
   Names are the file's own; those in nested dicts are joined by dots. Arrays
   are read-only, and views of the file where that is possible. Raises
   WeightsError, which names the file and the reason.
   """
+  path = checkpoint.index_of(path)
   with opened(path) as content:
+    if sorted_table.is_table(content):
+      return checkpoint.arrays(path, content)
     return _read(content)
 
 
@@ -50,7 +63,10 @@ def _read(content: np.ndarray) -> dict[str, np.ndarray]:
   for mark, reason in OTHERS.items():
     if start.lstrip().startswith(mark):
       raise Refused(reason)
-  raise Refused('it is of no known format: .pth, .safetensors, .npz')
+  raise Refused(
+    'it is of no known format: .pth, .safetensors, .npz, '
+    'or an index of TensorFlow'
+  )
 
 
 def _zipped(content: np.ndarray) -> dict[str, np.ndarray]:

@@ -119,13 +119,13 @@ def numbers(
   return array
 
 
-def check_total(arrays: Mapping[str, np.ndarray], content: np.ndarray) -> None:
+def check_total(arrays: Mapping[str, np.ndarray], size: int) -> None:
   """Refuses arrays that would be far larger than their file, once copied."""
-  most = MOST_TIMES * content.size + SMALL
+  most = MOST_TIMES * size + SMALL
   total = sum(array.nbytes for array in arrays.values())
   if total > most:
     raise Refused(
-      f'its arrays claim {total} bytes of a file of {content.size}; no more '
+      f'its arrays claim {total} bytes of a file of {size}; no more '
       f'than {most} are read'
     )
 
