@@ -18,7 +18,6 @@ from jaxmed.weights import archive
 from jaxmed.weights.source import (
   Path,
   Refused,
-  WeightsError,
   check_total,
   elements,
   numbers,
@@ -44,10 +43,7 @@ def write(path: Path, given: Mapping[str, np.ndarray]) -> None:
   with replacing(path) as partial, zipfile.ZipFile(partial, 'w') as file:
     for name in sorted(given):
       array = np.asarray(given[name], order='C')
-      if array.dtype.kind not in 'biufc' and array.dtype != jnp.bfloat16:
-        raise WeightsError(
-          path, f'the format has no type for {name!r}, which is {array.dtype}'
-        )
+      _dtype(np.lib.format.dtype_to_descr(array.dtype), f'its array {name!r}')
       # A date of its own makes two files of the same arrays equal.
       member = zipfile.ZipInfo(f'{name}.npy', (1980, 1, 1, 0, 0, 0))
       member.external_attr = 0o600 << 16

@@ -40,7 +40,7 @@ class WeightsError(UserError):
 
   def __init__(self, path: Path, reason: str):
     self.path, self.reason = pathlib.Path(path), reason
-    super().__init__(f'{path} is not read: {reason}.')
+    super().__init__(f'{path}: {reason}.')
 
 
 class Refused(ValueError):
@@ -147,5 +147,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     raise WeightsError(
       path, f'it could not be written ({error.strerror or error})'
     ) from None
+  except Refused as refused:
+    raise WeightsError(path, str(refused)) from None
   finally:
     partial.unlink(missing_ok=True)
