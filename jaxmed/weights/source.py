@@ -64,7 +64,7 @@ def _mapped(path: Path) -> np.ndarray:
     raise Refused('it is not a file; give the path of one')
   with open(path, 'rb') as file:
     if not os.fstat(file.fileno()).st_size:
-      raise Refused('it is empty; fetch it again')
+      return np.zeros(0, np.uint8)  # Which can't be mapped.
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   return np.frombuffer(content, np.uint8)
 
