@@ -24,11 +24,14 @@ MOST_BYTES = 1 << 28
 # An operation of one byte may make a dict of 64; large checkpoints have some
 # hundred thousand.
 MOST_OPERATIONS = 1 << 21
+MOST_ARGUMENTS = 64
 MOST_INTEGER = 16  # Bytes.
 MOST_LINE = 512  # Bytes of a module's or a class's name.
 # Keys that are whole numbers are spread by their value, which somebody could
 # choose so that they all fall together.
 MOST_KEY = 1 << 60
+# Of a key or a name. Long ones, stored once, could be compared forever.
+MOST_TEXT = 1024
 ASKED = 'do not load the file with anything else, and ask for a state_dict'
 
 
@@ -71,6 +74,7 @@ class _Machine:
     self.stack: list[Any] = []
     self.marks: list[int] = []
     self.memo: dict[int, Any] = {}
+    self.given = 0  # Things given to calls.
 
   def run(self) -> Any:
     for _ in range(MOST_OPERATIONS):
@@ -184,6 +188,14 @@ class _Machine:
     if type(symbol) is not Symbol or symbol.call is None:
       name = symbol.name if type(symbol) is Symbol else 'what is no function'
       raise Refused(f'its pickle calls {name}; {ASKED}')
+    # A long list, stored once, could be given to any number of calls.
+    self.given += len(arguments)
+    if len(arguments) <= MOST_ARGUMENTS:
+      self.given += sum(
+        len(x) for x in arguments if type(x) in (list, tuple, dict)
+      )
+    if self.given > MOST_OPERATIONS or len(arguments) > MOST_ARGUMENTS:
+      raise Refused(f'its pickle gives {symbol.name} far more than torch does')
     try:
       self.stack.append(symbol.call(*arguments))
     except TypeError:
@@ -261,6 +273,8 @@ def checked_key(key: Any) -> Any:
     raise Refused(f'its pickle has a key that is a {type(key).__name__}')
   if type(key) is int and abs(key) > MOST_KEY:
     raise Refused('its pickle has a key that is too large')
+  if type(key) is str and len(key) > MOST_TEXT:
+    raise Refused(f'its pickle has a key of {len(key)} letters')
   return key
 
 

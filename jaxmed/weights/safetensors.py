@@ -108,7 +108,7 @@ def arrays(content: np.ndarray) -> dict[str, np.ndarray]:
   data, found, end = content[begins:], {}, 0
   places = sorted(header.items(), key=lambda item: item[1]['data_offsets'])
   for name, entry in places:
-    what, (start, stop) = f'its array {name!r}', entry['data_offsets']
+    what, (start, stop) = f'its array {name!r:.80}', entry['data_offsets']
     if start != end or stop < start:
       raise Refused(f'{what} does not begin where the one before it ends')
     dtype = TYPES.get(entry['dtype'])
@@ -149,7 +149,7 @@ def _header(content: np.ndarray) -> tuple[dict, dict, int]:
     raise Refused('its metadata is no text')
   for name, entry in header.items():
     if not _is_entry(entry):
-      raise Refused(f'its header does not say where {name!r} is')
+      raise Refused(f'its header does not say where {name!r:.80} is')
   return metadata, header, LENGTH.size + length
 
 
@@ -177,7 +177,7 @@ def _check(
       raise Refused(f'no array can be named {METADATA}')
     if array.dtype.newbyteorder('=') not in NAMES:
       raise Refused(
-        f'the format has no type for {name!r}, which is {array.dtype}'
+        f'the format has no type for {name!r:.80}, which is {array.dtype}'
       )
   for key, value in metadata.items():
     if not isinstance(key, str) or not isinstance(value, str):

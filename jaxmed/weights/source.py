@@ -87,14 +87,15 @@ def check_sum(content: np.ndarray, expected: int, what: str) -> None:
 
 def elements(shape: Sequence[int], what: str) -> int:
   """How many an array of some shape has; shapes of nonsense are refused."""
+  if len(shape) > MOST_AXES:
+    raise Refused(f'{what} has {len(shape)} axes; {MOST_AXES} are read')
   if not all(type(n) is int and n >= 0 for n in shape):
     raise Refused(f'{what} has sizes that are no numbers from 0: {_few(shape)}')
   # Zeros don't excuse the others: the array couldn't be made.
-  extent = math.prod(max(n, 1) for n in shape) if len(shape) < 33 else 0
-  if len(shape) > MOST_AXES or extent > MOST_ELEMENTS:
+  if math.prod(max(n, 1) for n in shape) > MOST_ELEMENTS:
     raise Refused(
-      f'{what} claims the shape {_few(shape)}; no more than {MOST_AXES} axes '
-      f'and {MOST_ELEMENTS} elements are read'
+      f'{what} claims the shape {_few(shape)}; no more than {MOST_ELEMENTS} '
+      'elements are read'
     )
   return math.prod(shape)
 

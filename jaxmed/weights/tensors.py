@@ -129,7 +129,9 @@ def _checked_storage(
   known = type(symbol) is Symbol and symbol in STORAGE_SYMBOLS
   if kind != 'storage' or not known:
     raise Refused('its pickle asks for something else than storage')
-  if type(key) is not str or type(count) is not int:
+  if type(key) is not str or len(key) > pickles.MOST_TEXT:
+    raise Refused('its pickle asks for storage by what is no name')
+  if type(count) is not int:
     raise Refused('its pickle asks for storage as torch never does')
   elements((count,), f'its storage {key!r:.40}')
   return Storage(key, symbol.value, count)

@@ -250,6 +250,42 @@ REFUSED = {
     zipped(b'\x80\x02(]q\0' + 2 * (b'](' + b'h\0' * 9999 + b'eq\0') + b't.'),
     'more than',
   ),
+  'a size of a long list again and again': (
+    zipped(
+      b'\x80\x02(]q\0('
+      + b'N' * 10**5
+      + b'ectorch\nSize\nq\x01'
+      + b'h\x01h\0\x85R' * 10**5
+      + b't.'
+    ),
+    'far more',
+  ),
+  'arguments again and again': (
+    zipped(
+      b'\x80\x02(('
+      + b'N' * 10**5
+      + b'tq\0ctorch\ndevice\nq\x01'
+      + b'h\x01h\0R' * 10**5
+      + b't.'
+    ),
+    'far more',
+  ),
+  'long keys again and again': (
+    zipped(
+      b'\x80\x02('
+      + text(b'a' * 10**6)
+      + b'q\0'
+      + text(b'a' * 10**6)
+      + b'q\x01}'
+      + b'h\0Nsh\x01Ns' * 10**5
+      + b't.'
+    ),
+    'key of 1000000 letters',
+  ),
+  'long storages again and again': (
+    zipped(dict_of(tensor(key=b'a' * 10**6))),
+    'no name',
+  ),
   'memo': (
     zipped(system(b'}' + b'r\xff\xff\xff\xffj\xfe\xff\xff\xff')),
     'recalls',
