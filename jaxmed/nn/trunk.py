@@ -14,6 +14,7 @@ from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images
 from jaxmed.nn.alexnet import AlexNet
 from jaxmed.nn.resnet import ResNet18, ResNet50, WideResNet50
+from jaxmed.nn.resnet50v2 import ResNet50V2
 from jaxmed.nn.squeezenet import SqueezeNet
 from jaxmed.nn.staged import Features, Staged, wide
 from jaxmed.nn.vgg import VGG16
@@ -66,6 +67,7 @@ NETWORKS = {
   'alexnet': AlexNet,
   'resnet18': ResNet18,
   'resnet50': ResNet50,
+  'resnet50v2': ResNet50V2,
   'small': Small,
   'squeezenet1_1': SqueezeNet,
   'vgg16': VGG16,
