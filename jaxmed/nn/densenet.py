@@ -14,21 +14,20 @@ sees it. They are computed once, when the channel is made: a layer that would
 do it for all that it sees makes the work of a block quadratic in its layers.
 """
 
-import re
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from jaxmed.errors import UserError
-from jaxmed.method import Images
 from jaxmed.nn.norms import BatchNorm, Moments
+from jaxmed.nn.staged import Staged, wide
+from jaxmed.nn.torchlike import NothingLeft, convolution, max_pool
 from jaxmed.weights.names import TORCH, Table
 
 BOTTLENECK = 4  # Times `growth`: the width between a layer's convolutions.
-REDUCTION = 4  # Of the stem, in each direction.
 # What torchvision draws: He's normal, and its uniform one for dense layers.
 HE = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 DENSE = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -52,40 +51,35 @@ class Seen(NamedTuple):
     known = Moments(mean, variance, self.moments.count)
     return Seen(both(self.x, other.x), known)
 
-
-def _conv(features, size, dtype, name, stride=1):
-  return nn.Conv(
-    features,
-    (size, size),
-    stride,
-    padding=size // 2,
-    use_bias=False,
-    kernel_init=HE,
-    dtype=dtype,
-    name=name,
-  )
+  def normalised(self, name: str, train: bool):
+    """By the norm of this name, which belongs to the module that asks."""
+    norm = BatchNorm(name=name)
+    return nn.relu(norm(self.x, train, moments=self.moments))
 
 
 class DenseLayer(nn.Module):
   growth: int
-  dtype: jnp.dtype | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, seen: Seen, train=False, valid=None):
-    x = BatchNorm(name='norm1')(seen.x, train, moments=seen.moments)
-    width = BOTTLENECK * self.growth
-    x = _conv(width, 1, self.dtype, 'conv1')(nn.relu(x))
+    conv = functools.partial(
+      convolution, kernel_init=HE, dtype=self.dtype
+    )
+    x = seen.normalised('norm1', train)
+    x = conv(BOTTLENECK * self.growth, 1, name='conv1')(x)
     x = nn.relu(BatchNorm(name='norm2')(x, train, valid))
-    return _conv(self.growth, 3, self.dtype, 'conv2')(x)
+    return conv(self.growth, 3, name='conv2')(x)
 
 
 class DenseBlock(nn.Module):
   layers: int
   growth: int
-  dtype: jnp.dtype | None = None
+  dtype: Any = None
 
   @nn.compact
-  def __call__(self, seen: Seen, train=False, valid=None) -> Seen:
+  def __call__(self, x, train=False, valid=None) -> Seen:
+    seen = Seen.of(x, train, valid)
     for number in range(1, self.layers + 1):
       layer = DenseLayer(self.growth, self.dtype, name=f'denselayer{number}')
       seen = seen.beside(Seen.of(layer(seen, train, valid), train, valid))
@@ -93,20 +87,24 @@ class DenseBlock(nn.Module):
 
 
 class Transition(nn.Module):
-  dtype: jnp.dtype | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, seen: Seen, train=False):
-    norm = BatchNorm(name='norm')
-    x = nn.relu(norm(seen.x, train, moments=seen.moments))
+    x = seen.normalised('norm', train)
+    if min(x.shape[1:3]) < 2:
+      raise NothingLeft
     # The mean before the convolution, not after it: both are linear, and a
     # quarter of the places is left to it.
     x = nn.avg_pool(x, (2, 2), (2, 2))
-    return _conv(x.shape[-1] // 2, 1, self.dtype, 'conv')(x)
+    half = x.shape[-1] // 2
+    return convolution(
+      half, 1, kernel_init=HE, dtype=self.dtype, name='conv'
+    )(x)
 
 
-class DenseNet121(nn.Module):
-  """Images, already normalised, to the features of named stages.
+class DenseNet121(Staged):
+  """The features of the stem and of each dense block.
 
   `stem` is what the max pool gives, at a quarter of the size; `block1`,
   `block2` and `block3` what the dense blocks give, before the transition that
@@ -114,77 +112,50 @@ class DenseNet121(nn.Module):
   block, from which the mean over places and the classifier follow.
 
   Attributes:
-    dtype: to compute in; parameters and statistics stay in float32.
-    classes: of the classifier, whose output is 'logits'; 0: there is none.
-    last: the deepest stage that is built; '': all.
-    blocks: layers of each block; `growth`, `stem_width`: their widths. Others
-      than those of DenseNet-121 are for small images and for tests.
+    blocks: layers of each block; with `growth` and `stem_width` for networks
+      that are smaller than DenseNet-121.
   """
 
-  dtype: jnp.dtype | None = None
-  classes: int = 0
-  last: str = ''
   blocks: Sequence[int] = (6, 12, 24, 16)
   growth: int = 32
   stem_width: int = 64
 
   @property
-  def stages(self) -> tuple[str, ...]:
-    names = ['stem', *(f'block{i + 1}' for i in range(len(self.blocks)))]
-    if not self.last:
-      return tuple(names)
-    if self.last not in names:
-      raise ValueError(f'No stage {self.last!r}: {", ".join(names)}.')
-    return tuple(names[: names.index(self.last) + 1])
+  def every(self) -> tuple[str, ...]:
+    numbers = range(1, len(self.blocks) + 1)
+    return ('stem', *(f'block{number}' for number in numbers))
+
+  @property
+  def least(self) -> int:
+    """The transitions halve what is left of a quarter, rounded up."""
+    return 4 * 2 ** (len(self.blocks) - 1) - 3
 
   @nn.compact
-  def __call__(
-    self,
-    x: Images,
-    train: bool = False,
-    valid: Bool[Array, 'b'] | None = None,
-  ) -> dict[str, Array]:
-    """The features by stage; with `train`, of the batch's own statistics.
-
-    Images that are not `valid` are in no statistic.
-    """
-    last = len(self.stages) - 1  # As many blocks are built.
-    self._refuse_small(x, min(last, len(self.blocks) - 1))
-    x = _conv(self.stem_width, 7, self.dtype, 'conv0', stride=2)(x)
+  def features(self, x, train, valid):
+    x = convolution(
+      self.stem_width, 7, 2, kernel_init=HE, dtype=self.dtype, name='conv0'
+    )(x)
     x = nn.relu(BatchNorm(name='norm0')(x, train, valid))
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    x = max_pool(x, 3, 2, 1)
     found = {'stem': x}
-    for number, layers in enumerate(self.blocks[:last], start=1):
+    for number, stage in enumerate(self.stages[1:], start=1):
       block = DenseBlock(
-        layers, self.growth, self.dtype, name=f'denseblock{number}'
+        self.blocks[number - 1],
+        self.growth,
+        self.dtype,
+        name=f'denseblock{number}',
       )
-      seen = block(Seen.of(x, train, valid), train, valid)
-      found[f'block{number}'] = seen.x
-      if number == len(self.blocks):
-        norm = BatchNorm(name='norm5')
-        x = nn.relu(norm(seen.x, train, moments=seen.moments))
-        found[f'block{number}'] = x
-      elif number < last:
+      seen = block(x, train, valid)
+      found[stage] = seen.x
+      if stage == self.every[-1]:
+        found[stage] = x = seen.normalised('norm5', train)
+      elif stage != self.stages[-1]:
         transition = Transition(self.dtype, name=f'transition{number}')
         x = transition(seen, train)
     if self.classes:
-      found['logits'] = self._classify(x)
+      dense = nn.Dense(self.classes, kernel_init=DENSE, name='classifier')
+      found['logits'] = dense(wide(x).mean((1, 2)))
     return found
-
-  def _classify(self, x):
-    if self.last not in ('', f'block{len(self.blocks)}'):
-      raise ValueError(f'A classifier needs all stages, not {self.last!r}.')
-    dense = nn.Dense(self.classes, kernel_init=DENSE, name='classifier')
-    return dense(x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2)))
-
-  def _refuse_small(self, x, halvings: int):
-    least = REDUCTION * (2**halvings - 1) + 1
-    if min(x.shape[1:3]) < least:
-      raise UserError(
-        f'A DenseNet of {halvings + 1} blocks sees images of {least} px at '
-        f'least, not {x.shape[1]} x {x.shape[2]}; set --config.data.size (and '
-        '--config.data.resize to enlarge).'
-      )
 
   def table(self) -> Table:
     """torchvision's names, and those of the older files that it renames."""
@@ -212,14 +183,10 @@ class DenseNet121(nn.Module):
 
   def _left_out(self) -> tuple[str, ...]:
     """Expressions for the names of what this instance does not build."""
-    names, last = [], len(self.stages) - 1
-    for number in range(1, len(self.blocks) + 1):
-      if number > last:
-        names.append(f'features.denseblock{number}')
-      if last <= number < len(self.blocks):
-        names.append(f'features.transition{number}')
-    if last < len(self.blocks):
-      names.append('features.norm5')
-    if not self.classes:
-      names.append('classifier')
-    return tuple(re.escape(name) + r'\..*' for name in names)
+    names, deepest = [], len(self.blocks)
+    built = len(self.stages) - 1  # Blocks.
+    names += [f'denseblock{i}' for i in range(built + 1, deepest + 1)]
+    names += [f'transition{i}' for i in range(max(built, 1), deepest)]
+    names += ['norm5'] if built < deepest else []
+    ignore = [rf'features\.{name}\..*' for name in names]
+    return (*ignore, *([] if self.classes else [r'classifier\..*']))
