@@ -63,9 +63,7 @@ class DenseLayer(nn.Module):
 
   @nn.compact
   def __call__(self, seen: Seen, train=False, valid=None):
-    conv = functools.partial(
-      convolution, kernel_init=HE, dtype=self.dtype
-    )
+    conv = functools.partial(convolution, kernel_init=HE, dtype=self.dtype)
     x = seen.normalised('norm1', train)
     x = conv(BOTTLENECK * self.growth, 1, name='conv1')(x)
     x = nn.relu(BatchNorm(name='norm2')(x, train, valid))
@@ -98,9 +96,9 @@ class Transition(nn.Module):
     # quarter of the places is left to it.
     x = nn.avg_pool(x, (2, 2), (2, 2))
     half = x.shape[-1] // 2
-    return convolution(
-      half, 1, kernel_init=HE, dtype=self.dtype, name='conv'
-    )(x)
+    return convolution(half, 1, kernel_init=HE, dtype=self.dtype, name='conv')(
+      x
+    )
 
 
 class DenseNet121(Staged):
