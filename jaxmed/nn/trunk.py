@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool
 from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images
 from jaxmed.nn.alexnet import AlexNet
+from jaxmed.nn.densenet import DenseNet121
 from jaxmed.nn.resnet import ResNet18, ResNet50, WideResNet50
 from jaxmed.nn.resnet50v2 import ResNet50V2
 from jaxmed.nn.squeezenet import SqueezeNet
@@ -65,6 +66,7 @@ class Small(Staged):
 
 NETWORKS = {
   'alexnet': AlexNet,
+  'densenet121': DenseNet121,
   'resnet18': ResNet18,
   'resnet50': ResNet50,
   'resnet50v2': ResNet50V2,
