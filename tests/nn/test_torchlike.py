@@ -2,9 +2,11 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxmed.nn import torchlike
 
@@ -73,3 +75,32 @@ def test_a_window_fits_where_torch_says_so(window, stride, pad):
       continue
     torchlike.demand(jnp.zeros((1, size, 20, 1)), window, pad)
     assert torchlike.left(size, window, stride, pad) == out.shape[-1]
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3])
+def test_a_convolution_of_one_pixel_is_one(stride):
+  """Its value and both gradients are those of XLA's convolution."""
+  x = jnp.asarray(image(7, 8, channels=3))
+  layer = torchlike.convolution(5, 1, stride, bias=True)
+  plain = nn.Conv(5, (1, 1), strides=stride, padding='VALID')
+  variables = layer.init(jax.random.key(0), x)
+
+  def both(layer):
+    def loss(variables, x):
+      y = layer.apply(variables, x)
+      return jnp.sin(y).sum(), y
+
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(variables, x)
+
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5),
+    both(layer),
+    both(plain),
+  )
+
+
+def test_a_convolution_of_one_pixel_may_be_padded():
+  x = jnp.asarray(image(4, 4))
+  layer = torchlike.convolution(5, 1, pad=1)
+  y, _ = layer.init_with_output(jax.random.key(0), x)
+  assert y.shape == (2, 6, 6, 5) and not y[:, 0].any()
