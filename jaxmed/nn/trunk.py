@@ -12,8 +12,11 @@ from jaxtyping import Array, Bool
 
 from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images
+from jaxmed.nn.alexnet import AlexNet
 from jaxmed.nn.resnet import ResNet18, ResNet50, WideResNet50
+from jaxmed.nn.squeezenet import SqueezeNet
 from jaxmed.nn.staged import Features, Staged, wide
+from jaxmed.nn.vgg import VGG16
 from jaxmed.weights.names import TORCH, Table
 
 # Of ImageNet's training images, in [0, 1]; what its networks subtract and
@@ -60,9 +63,12 @@ class Small(Staged):
 
 
 NETWORKS = {
+  'alexnet': AlexNet,
   'resnet18': ResNet18,
   'resnet50': ResNet50,
   'small': Small,
+  'squeezenet1_1': SqueezeNet,
+  'vgg16': VGG16,
   'wide_resnet50_2': WideResNet50,
 }
 
