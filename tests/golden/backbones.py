@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 
-from jaxmed.nn import chain, squeezenet
+from jaxmed.nn import chain, densenet, squeezenet
 from jaxmed.nn.torchlike import average_to, max_pool
 from jaxmed.nn.trunk import NETWORKS
 from jaxmed.weights.names import from_foreign
@@ -62,6 +62,13 @@ def _theirs(network, features, inside) -> dict:
     numbers |= {'relu1': 1}
     named = {f'features.{n}': features[k] for k, n in numbers.items()}
     return named | {'logits': features['logits']}
+  if isinstance(network, densenet.DenseNet121):
+    blocks = {f'denseblock{n}': of(f'denseblock{n}').x for n in range(1, 5)}
+    others = ('transition1', 'transition2', 'transition3', 'norm5')
+    named = blocks | {name: of(name) for name in others}
+    named |= {'pool0': features['stem']}
+    found = {f'features.{k}': x for k, x in named.items()}
+    return found | {'logits': features['logits']}
   return features | {'conv1': of('conv1'), 'maxpool': features['stem']}
 
 
