@@ -38,6 +38,8 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'keep': 2,
         'log_every': 10,
         'fsdp': False,
+        'init_from': '',  # A run's folder, or a checkpoint: first weights.
+        'init_parts': (),  # Of the method, to take from there; (): all.
       },
       'score': {
         'batch': 64,

@@ -2,17 +2,36 @@
 
 A part is the name under which `State.frozen` holds it, and of the field of
 `config.model` that names its network: `trunk`, say. `config.model.weights`
-says which weights it gets. Random ones must be asked for by name, so that
-nobody takes an untrained network for a trained one.
+says which weights it gets, or `trunk_weights` for that part alone:
+
+  imagenet  the public ones of the network, once they are fetched or imported
+  random    untrained ones, by `model.weights_seed`
+  NAME      what `jaxmed weights import` stored by that name
+  FILE      any .pth, .pt, .safetensors or .npz file
+
+Random ones must be asked for by name, so that nobody takes an untrained
+network for a trained one. Where `config.model.layers` lists the stages that a
+method looks at, a network is built down to the deepest of them.
 """
+
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from jaxmed import errors
 from jaxmed.errors import UserError
 from jaxmed.method import Info, PyTree
-from jaxmed.nn.trunk import trunk
+from jaxmed.nn.trunk import NETWORKS, Trunk, trunk
+from jaxmed.weights import read, registry, store
+from jaxmed.weights.names import NamesError, Table, from_foreign
+
+Arrays = Mapping[str, np.ndarray]
+SIDE = 224  # Of an image that every network takes.
+WRAPPER = 'module.'  # Before every name, where PyTorch trained on many GPUs.
 
 
 def load(
@@ -22,15 +41,159 @@ def load(
 
   Random weights depend on `model.weights_seed` alone.
   """
-  name, weights = model[part], model.weights
-  network = trunk(name)
-  if weights != 'random':
-    raise UserError(
-      f'There are no weights {weights!r} for the {part} {name!r}: trained ones'
-      ' are not in this version; --config.model.weights=random asks for'
-      ' random ones, and the report will say so.'
+  name, weights = model[part], _weights(part, model)
+  network = _network(part, model)
+  facts = {'network': name, 'weights': weights}
+  if weights == 'random':
+    key, image = jax.random.key(model.weights_seed), jnp.zeros((1, *info.image))
+    variables = jax.jit(network.init)(key, image)
+    return variables, facts | {'seed': model.weights_seed}
+  arrays, known = _find(name, weights)
+  target = shapes(part, model, info)
+  filled = _fill(network.table(), arrays, target, known['source'], name)
+  return filled, facts | known
+
+
+def shapes(part: str, model: ConfigDict, info: Info) -> PyTree:
+  """The abstract variables of a part; nothing is computed or read."""
+  image = jnp.zeros((1, *info.image))
+  return jax.eval_shape(_network(part, model).init, jax.random.key(0), image)
+
+
+def table(part: str, model: ConfigDict) -> Table:
+  """The names that checkpoints have of a part."""
+  return _network(part, model).table()
+
+
+def check_same(before: Sequence[Mapping], now: Sequence[Mapping]) -> None:
+  """A run goes on, and scores, with the weights that it has begun with."""
+  then = {facts['part']: facts for facts in before}
+  for facts in now:
+    one, other = (
+      f.get('sha256', '') for f in (then.get(facts['part'], facts), facts)
     )
-  key, image = jax.random.key(model.weights_seed), jnp.zeros((1, *info.image))
-  variables = jax.jit(network.init)(key, image)
-  facts = {'network': name, 'weights': weights, 'seed': model.weights_seed}
-  return variables, facts
+    if one != other:
+      raise UserError(
+        f'The {facts["part"]} of this run had other weights when it was '
+        f'trained: SHA-256 {one[:16]} ... then, {other[:16]} ... now '
+        f'({facts.get("source")}); bring back the file of then, or give '
+        '--fresh to begin the run anew.'
+      )
+
+
+def fit(network: str, arrays: Arrays, source: str) -> dict[str, np.ndarray]:
+  """A checkpoint's arrays, once every name and shape is the network's.
+
+  Its classifier may be there or not, and of any number of classes.
+  """
+  if network not in NETWORKS:
+    raise errors.unknown('network', network, NETWORKS)
+  arrays = _unwrapped(arrays)
+  bare, whole = trunk(network), trunk(network, classes=1)
+  head = [
+    name
+    for name, array in arrays.items()
+    if array.ndim == 1
+    and bare.table().ignores(name)
+    and not whole.table().ignores(name)
+  ]
+  if head:  # The last one has an element a class.
+    whole = trunk(network, classes=len(arrays[max(head)]))
+  chosen, image = whole if head else bare, jnp.zeros((1, SIDE, SIDE, 3))
+  target = jax.eval_shape(chosen.init, jax.random.key(0), image)
+  _fill(chosen.table(), arrays, target, source, network)
+  return arrays
+
+
+def fitting(arrays: Arrays) -> list[str]:
+  """The networks that a checkpoint is of."""
+  found = []
+  for network in NETWORKS:
+    try:
+      fit(network, arrays, '')
+    except UserError:
+      continue
+    found.append(network)
+  return found
+
+
+def _weights(part: str, model: ConfigDict) -> str:
+  return str(model.get(f'{part}_weights') or model.weights)
+
+
+def _network(part: str, model: ConfigDict) -> Trunk:
+  """The part's network, as deep as it is looked at."""
+  network = trunk(model[part])
+  layers = model.get('layers') or ()
+  if isinstance(layers, str) or not isinstance(layers, Sequence):
+    return network  # Something else is called so.
+  if not layers or not set(layers) <= set(network.stages):
+    return network
+  return trunk(model[part], last=max(layers, key=network.stages.index))
+
+
+def _find(network: str, weights: str) -> tuple[Arrays, dict[str, str]]:
+  """Arrays of trained weights, and what is known of them."""
+  name = network if weights == 'imagenet' else weights
+  if store.has(name):
+    arrays, facts = store.load(name)
+    if facts.network and facts.network != network:
+      raise UserError(
+        f'The stored weights {name!r} are of {facts.network}, and the network '
+        f'is {network}; choose other ones, or the network.'
+      )
+    known = 'source', 'sha256', 'licence', 'verified'
+    return arrays, {key: getattr(facts, key) for key in known}
+  if weights == 'imagenet':
+    raise _missing(network)
+  path = pathlib.Path(weights).expanduser()
+  if not path.is_file():
+    stored = ', '.join(store.names()) or 'none'
+    raise UserError(
+      f'There is no file {path.absolute()}, and {store.folder()} has no '
+      f'weights of the name {weights!r} (it has: {stored}); give a file, a '
+      'stored name, imagenet or random.'
+    )
+  return read.read(path), {
+    'source': str(path.absolute()),
+    'sha256': store.sha256_of(path),
+    'licence': '',
+    'verified': '',
+  }
+
+
+def _missing(network: str) -> UserError:
+  """What to do where public weights are not here."""
+  untrained = (
+    '--config.model.weights=random asks for untrained ones, and the report '
+    'will say so'
+  )
+  entry = registry.REGISTRY.get(network)
+  if entry is None:
+    return UserError(
+      f'There are no public weights of {network}; give a file of them by '
+      f'--config.model.weights=FILE; {untrained}.'
+    )
+  fetch = f'fetch them by: jaxmed weights fetch {network} ; or ' * bool(
+    entry.url
+  )
+  return UserError(
+    f'The weights of {network} are not in {store.folder()}; {fetch}import a '
+    f'file of them by: jaxmed weights import {entry.file or "FILE"} --name '
+    f'{network} ; {untrained}.'
+  )
+
+
+def _fill(
+  names: Table, arrays: Arrays, target: PyTree, source: str, network: str
+) -> PyTree:
+  try:
+    return from_foreign(names, _unwrapped(arrays), target)
+  except NamesError as error:
+    raise UserError(f'{source} does not fit {network}. {error}') from error
+
+
+def _unwrapped(arrays: Arrays) -> dict[str, np.ndarray]:
+  if arrays and all(name.startswith(WRAPPER) for name in arrays):
+    return {k.removeprefix(WRAPPER): v for k, v in arrays.items()}
+  return dict(arrays)

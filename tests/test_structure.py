@@ -44,6 +44,7 @@ TOP = {
   'evaluate',
   'evaluate_lesions',
   'examples',
+  'init_from',
   'launch',
   'learn',
   'pretrained',

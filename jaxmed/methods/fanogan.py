@@ -272,7 +272,7 @@ def build(config: ConfigDict, info: Info) -> Method:
     encoder_step,
     steps=config.train.encoder_steps,
   )
-  return Method((wgan, encoder), score, sample=sample)
+  return Method((wgan, encoder), score, sample=sample, table=TABLE)
 
 
 def _variables(state, part):

@@ -224,7 +224,8 @@ def build(config: ConfigDict, info: Info) -> Method:
     return update(munit, optimiser, state, images, styles, valid)
 
   phase = Phase('munit', init, step, tuple(OTHER), steps=config.train.steps)
-  return Method((phase,), make_score(munit, config.score))
+  score = make_score(munit, config.score)
+  return Method((phase,), score, table=names(config.model))
 
 
 def update(
