@@ -14,6 +14,7 @@ network for a trained one. Where `config.model.layers` lists the stages that a
 method looks at, a network is built down to the deepest of them.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed import errors
 from jaxmed.errors import UserError
 from jaxmed.method import Info, PyTree
 from jaxmed.nn.trunk import NETWORKS, Trunk, trunk
@@ -30,8 +30,13 @@ from jaxmed.weights import read, registry, store
 from jaxmed.weights.names import NamesError, Table, from_foreign
 
 Arrays = Mapping[str, np.ndarray]
+SHOWN = 4  # Of each list that an error prints.
 SIDE = 224  # Of an image that every network takes.
 WRAPPER = 'module.'  # Before every name, where PyTorch trained on many GPUs.
+
+
+class FitError(UserError):
+  """A checkpoint that is of another network."""
 
 
 def load(
@@ -86,10 +91,8 @@ def fit(network: str, arrays: Arrays, source: str) -> dict[str, np.ndarray]:
 
   Its classifier may be there or not, and of any number of classes.
   """
-  if network not in NETWORKS:
-    raise errors.unknown('network', network, NETWORKS)
   arrays = _unwrapped(arrays)
-  bare, whole = trunk(network), trunk(network, classes=1)
+  bare, whole = trunk(network), _classifier(network, 1)
   head = [
     name
     for name, array in arrays.items()
@@ -98,7 +101,7 @@ def fit(network: str, arrays: Arrays, source: str) -> dict[str, np.ndarray]:
     and not whole.table().ignores(name)
   ]
   if head:  # The last one has an element a class.
-    whole = trunk(network, classes=len(arrays[max(head)]))
+    whole = _classifier(network, len(arrays[max(head)]))
   chosen, image = whole if head else bare, jnp.zeros((1, SIDE, SIDE, 3))
   target = jax.eval_shape(chosen.init, jax.random.key(0), image)
   _fill(chosen.table(), arrays, target, source, network)
@@ -109,12 +112,20 @@ def fitting(arrays: Arrays) -> list[str]:
   """The networks that a checkpoint is of."""
   found = []
   for network in NETWORKS:
-    try:
-      fit(network, arrays, '')
-    except UserError:
-      continue
-    found.append(network)
+    names = _classifier(network, 1).table()
+    if all(names.ignores(n) or names.paths(n) for n in _unwrapped(arrays)):
+      with contextlib.suppress(FitError):
+        fit(network, arrays, '')
+        found.append(network)
   return found
+
+
+def _classifier(network: str, classes: int) -> Trunk:
+  """The network with a classifier, if it has one."""
+  try:
+    return trunk(network, classes=classes)
+  except UserError:
+    return trunk(network)
 
 
 def _weights(part: str, model: ConfigDict) -> str:
@@ -155,7 +166,7 @@ def _find(network: str, weights: str) -> tuple[Arrays, dict[str, str]]:
       'stored name, imagenet or random.'
     )
   return read.read(path), {
-    'source': str(path.absolute()),
+    'source': str(path.resolve()),
     'sha256': store.sha256_of(path),
     'licence': '',
     'verified': '',
@@ -187,10 +198,33 @@ def _missing(network: str) -> UserError:
 def _fill(
   names: Table, arrays: Arrays, target: PyTree, source: str, network: str
 ) -> PyTree:
+  arrays = _unwrapped(arrays)
   try:
-    return from_foreign(names, _unwrapped(arrays), target)
+    return from_foreign(names, arrays, target)
   except NamesError as error:
-    raise UserError(f'{source} does not fit {network}. {error}') from error
+    raise FitError(
+      f'{source} does not fit {network}: {_differences(error, arrays, target)}.'
+    ) from error
+
+
+def _differences(error: NamesError, arrays: Arrays, target: PyTree) -> str:
+  """What is too much, missing and unlike, the first with their shapes."""
+  leaves = {
+    jax.tree_util.keystr(path[1:], simple=True, separator='/'): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target)
+  }
+  unused = [f'{name} {np.shape(arrays[name])}' for name in error.unused]
+  missing = [f'{path} {leaves[path]}' for path in error.missing]
+  return '; '.join(
+    f'{len(names)} {kind}: {", ".join(names[:SHOWN])}'
+    + (', ...' if len(names) > SHOWN else '')
+    for kind, names in (
+      ('of its arrays have no place', unused),
+      ('arrays of the network are not in it', missing),
+      ('have other shapes', error.mismatched),
+    )
+    if names
+  )
 
 
 def _unwrapped(arrays: Arrays) -> dict[str, np.ndarray]:

@@ -58,6 +58,8 @@ TOP = {
   'stain_files',
   'tile',
   'tile_command',
+  'weights_command',
+  'weights_files',
 }
 BARRED = ('tensorflow', 'torch', 'torchvision')
 FORBIDDEN = re.compile(r'(util|helper|common|manager|engine|misc|tool|base)s?')
