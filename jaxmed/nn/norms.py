@@ -1,4 +1,4 @@
-"""Normalisations that look at one example alone, never at its batch.
+"""Normalisations: over one example, and PyTorch's over a batch.
 
 Statistics are computed in float32 at least, whatever the images come in, so
 that the same networks run in bfloat16.
@@ -7,7 +7,7 @@ that the same networks run in bfloat16.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Features = Float[Array, 'b h w c']
 SPACE = (1, 2)
@@ -53,3 +53,53 @@ class SampleNorm(nn.Module):
     normal = centred / (jnp.sqrt(variance) + self.epsilon)
     scale, bias = scale[None, None, None], bias[None, None, None]
     return (normal * scale + bias).astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+  """PyTorch's: running variances are of the unbiased estimate.
+
+  Flax's own keeps the biased one. In training, only `valid` images of the
+  batch are looked at; otherwise the running statistics are used.
+  """
+
+  momentum: float = 0.1  # The weight of what is new.
+  epsilon: float = 1e-5
+  scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Features,
+    train: bool = False,
+    valid: Bool[Array, 'b'] | None = None,
+  ) -> Features:
+    width = x.shape[-1:]
+    scale = self.param('scale', self.scale_init, width)
+    bias = self.param('bias', nn.initializers.zeros, width)
+    running = (
+      self.variable('batch_stats', 'mean', jnp.zeros, width),
+      self.variable('batch_stats', 'var', jnp.ones, width),
+    )
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean, variance = (statistic.value for statistic in running)
+    if train:
+      mean, variance, count = _moments(wide, valid)
+      if not self.is_initializing():
+        unbiased = variance * (count / jnp.maximum(count - 1, 1))
+        for statistic, new in zip(running, (mean, unbiased), strict=True):
+          old = statistic.value
+          statistic.value = old + self.momentum * (new - old)
+    row = lambda x: x[None, None, None]
+    factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+    return ((wide - row(mean)) * row(factor) + row(bias)).astype(x.dtype)
+
+
+def _moments(x: Features, valid: Bool[Array, 'b'] | None):
+  """Mean and biased variance of each channel, and of how many pixels."""
+  height, width = x.shape[1:3]
+  every = jnp.ones(len(x), bool) if valid is None else valid
+  count = jnp.maximum(every.sum(dtype=x.dtype), 1) * (height * width)
+  total = lambda x: jnp.where(every[:, None, None, None], x, 0).sum((0, 1, 2))
+  mean = total(x) / count
+  variance = total(jnp.square(x - mean[None, None, None])) / count
+  return mean, variance, count

@@ -6,32 +6,38 @@ ImageNet expect of them. Its weights are loaded by jaxmed.pretrained.
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool
 
 from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images
+from jaxmed.nn.alexnet import AlexNet
+from jaxmed.nn.resnet import ResNet18, ResNet50, WideResNet50
+from jaxmed.nn.squeezenet import SqueezeNet
+from jaxmed.nn.staged import Features, Staged, wide
+from jaxmed.nn.vgg import VGG16
+from jaxmed.weights.names import TORCH, Table
 
 # Of ImageNet's training images, in [0, 1]; what its networks subtract and
 # divide by.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
-Features = dict[str, Float[Array, 'b _h _w _c']]  # Of each stage.
+Valid = Bool[Array, 'b']
 
 
-class Small(nn.Module):
+class Small(Staged):
   """An own network of two convolutions a stage, each stage at half the size.
 
   It is there to be used with random weights, which keep much of what is in
   an image as long as the network is shallow.
   """
 
-  dtype: jnp.dtype | None = None
-  stages = ('stage1', 'stage2', 'stage3')
+  every = ('stage1', 'stage2', 'stage3')
 
   @nn.compact
-  def __call__(self, x):
+  def features(self, x, train, valid):
     features = {}
     for number, stage in enumerate(self.stages):
       for layer in range(2):
@@ -45,41 +51,76 @@ class Small(nn.Module):
         )(x)
         x = nn.relu(x)
       features[stage] = x
+    if self.classes:
+      dense = nn.Dense(self.classes, dtype=self.dtype, name='head')
+      features['logits'] = wide(dense(wide(x).mean((1, 2))))
     return features
 
+  def table(self) -> Table:
+    ignore = tuple(rf'{stage}_\d\..*' for stage in self.without)
+    ignore += () if self.classes else (r'head\..*',)
+    return Table(TORCH, (('{layer}.{leaf}', '{layer}/{leaf}'),), ignore)
 
-NETWORKS = {'small': Small}
+
+NETWORKS = {
+  'alexnet': AlexNet,
+  'resnet18': ResNet18,
+  'resnet50': ResNet50,
+  'small': Small,
+  'squeezenet1_1': SqueezeNet,
+  'vgg16': VGG16,
+  'wide_resnet50_2': WideResNet50,
+}
 
 
 class Trunk(nn.Module):
-  """A network behind what its images need."""
+  """A network behind what its images need; it has the network's variables."""
 
-  network: nn.Module
+  network: Staged
+
+  def setup(self):
+    nn.share_scope(self, self.network)
 
   @property
   def stages(self) -> tuple[str, ...]:
     return self.network.stages
 
-  def __call__(self, images: Images) -> Features:
-    channels = images.shape[-1]
-    if channels not in (1, 3):
-      raise UserError(
-        f'Trunks see gray or RGB images, not {channels} channels; set'
-        ' --config.data.channels to 1 or 3.'
-      )
-    rgb = jnp.broadcast_to(images, (*images.shape[:-1], 3))
-    shape = (1, 1, 1, 3)
-    x = (rgb - MEAN.reshape(shape)) / DEVIATION.reshape(shape)
-    features = self.network(x)
-    return {k: v.astype(jnp.float32) for k, v in features.items()}
+  def table(self) -> Table:
+    return self.network.table()
+
+  def __call__(
+    self, images: Images, train: bool = False, valid: Valid | None = None
+  ) -> Features:
+    """Features of images in [0, 1], in float32 at least."""
+    features = self.network(normalised(images), train, valid)
+    return {name: wide(x) for name, x in features.items()}
 
 
-def trunk(name: str, dtype: jnp.dtype | None = None) -> Trunk:
-  """The trunk of this name, computing in `dtype`."""
-  if name not in NETWORKS:
+def normalised(images: Images) -> Images:
+  """Images in [0, 1], gray or RGB, as networks of ImageNet expect them."""
+  channels = images.shape[-1]
+  if channels not in (1, 3):
     raise UserError(
-      f'{unknown("trunk", name, NETWORKS)} Networks trained on ImageNet are'
-      ' not in this version; --config.model.trunk=small'
-      ' --config.model.weights=random uses an untrained one.'
+      f'Trunks see gray or RGB images, not {channels} channels; set'
+      ' --config.data.channels to 1 or 3.'
     )
-  return Trunk(NETWORKS[name](dtype=dtype))
+  if channels == 1:
+    logging.log_first_n(
+      logging.INFO, 'Trunks see RGB: gray images are repeated thrice.', 1
+    )
+  rgb = jnp.broadcast_to(images, (*images.shape[:-1], 3))
+  shape = (1, 1, 1, 3)
+  return (rgb - MEAN.reshape(shape)) / DEVIATION.reshape(shape)
+
+
+def trunk(
+  name: str,
+  dtype: jnp.dtype | None = None,
+  *,
+  classes: int = 0,
+  last: str = '',
+) -> Trunk:
+  """The trunk of this name, computing in `dtype`, down to the stage `last`."""
+  if name not in NETWORKS:
+    raise unknown('trunk', name, NETWORKS)
+  return Trunk(NETWORKS[name](dtype=dtype, classes=classes, last=last))

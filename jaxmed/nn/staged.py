@@ -1,0 +1,108 @@
+"""What the networks of named stages have in common.
+
+A network sees images that are normalised already and gives the features of
+each stage by name, channels last, the finest first. It is built down to the
+stage `last`; what lies below has no parameters, and its table of names lets
+exactly those pass that belong there.
+"""
+
+import contextlib
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from jaxmed.errors import UserError, unknown
+from jaxmed.nn.torchlike import NothingLeft
+from jaxmed.weights.names import Table
+
+Features = dict[str, Float[Array, 'b ...']]  # Of each stage, and 'logits'.
+
+
+class Staged(nn.Module):
+  """A network whose stages a method looks at.
+
+  Subclasses say `every`, their stages, and compute them in `features`.
+
+  Attributes:
+    classes: of the classifier, whose output is called 'logits'; 0 for none.
+    last: the deepest stage that is built; '' for all.
+    dtype: what is computed in; None for that of images and parameters.
+      Statistics of norms and logits are float32 at least.
+  """
+
+  classes: int = 0
+  last: str = ''
+  dtype: Any = None
+  every = ()
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.last and self.last not in self.every:
+      raise unknown(f'stage of {self.title}', self.last, self.every)
+    if self.classes and self.stages != self.every:
+      raise UserError(
+        f'A classifier of {self.classes} classes is asked for of'
+        f' {self.title} down to {self.last!r}, but it needs the whole network;'
+        f' leave `last` empty, or `classes` 0.'
+      )
+
+  @property
+  def title(self) -> str:
+    return type(self).__name__
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """What there are features of, the finest first."""
+    end = self.every.index(self.last) + 1 if self.last else len(self.every)
+    return self.every[:end]
+
+  @property
+  def without(self) -> tuple[str, ...]:
+    """The stages that are left out."""
+    return self.every[len(self.stages) :]
+
+  def __call__(
+    self,
+    x: Float[Array, 'b h w c'],
+    train: bool = False,
+    valid: Bool[Array, 'b'] | None = None,
+  ) -> Features:
+    """Features; in training, norms see the valid images of the batch alone."""
+    try:
+      return self.features(x, train, valid)
+    except NothingLeft:
+      height, width = x.shape[1:3]
+      least = self._least(x.shape[-1])
+      raise UserError(
+        f'Images of {height} x {width} px are too small for {self.title}:'
+        f' on the way to {self.stages[-1]!r} nothing is left of them; give'
+        f' images of at least {least} x {least} px, or look at earlier stages.'
+      ) from None
+
+  def _least(self, channels: int) -> int:
+    """The side of the smallest image that gets through."""
+    alone = self.clone(parent=None)
+    for side in itertools.count(1):
+      image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+      run = lambda x: alone.init(
+        jax.random.key(0), x, False, None, method='features'
+      )
+      with contextlib.suppress(NothingLeft):
+        jax.eval_shape(run, image)
+        return side
+
+  def features(self, x, train, valid) -> Features:
+    raise NotImplementedError
+
+  def table(self) -> Table:
+    """The names that a checkpoint of this network has."""
+    raise NotImplementedError
+
+
+def wide(x: Array) -> Array:
+  """In float32 at least."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
