@@ -68,7 +68,8 @@ def _kind(measure, given):
   distance = lambda *pair: _4d(lpips.total(measure.layers(*pair)))
   layers, size = measure.layers(x, y), x.shape[1:3]
   maps = [lpips.spatial([d], size) for d in layers]
-  features = list(measure.features(x).values())
+  by_stage = measure.features(x)
+  features = [by_stage[stage] for stage in lpips.find(measure.kind)[1]]
   twice = lambda x: 2 * x - 1
   return {
     'distance': _4d(lpips.total(layers)),
