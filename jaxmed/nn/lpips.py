@@ -110,11 +110,11 @@ def spatial(maps: Maps, size: tuple[int, int]) -> Float[Array, 'b h w']:
 
 
 def variables(kind: str, trunk: PyTree) -> PyTree:
-  """Variables of `Lpips(kind)`: of its `nn.trunk.Trunk`, and the heads."""
+  """Variables of `Lpips(kind)`: its trunk's, and the published heads."""
   heads = {
     f'head_{i}': jnp.asarray(w) for i, w in enumerate(published_heads(kind))
   }
-  return {'params': {'network': trunk['params']['network'], **heads}}
+  return {'params': {'network': trunk['params'], **heads}}
 
 
 @functools.cache

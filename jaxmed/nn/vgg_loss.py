@@ -14,28 +14,30 @@ from jaxtyping import Array, Float
 
 from jaxmed.method import Images
 from jaxmed.nn.norms import instance_norm
-from jaxmed.nn.trunk import DEVIATION, MEAN
+from jaxmed.nn.trunk import normalised
 
 STAGE = 'relu5_3'
 # Of ImageNet in BGR and [0, 255], which Caffe's networks subtract.
 CAFFE_MEAN = np.array([103.939, 116.779, 123.680], np.float32)
 
 
-_row = lambda numbers: numbers.reshape(1, 1, 1, 3)
-# What a network wants of RGB images in [0, 1]: the original's weights were
-# made with Caffe, torchvision's are not.
+# What a network wants of images in [0, 1]: the original's weights were made
+# with Caffe, torchvision's are not.
 INPUTS = {
-  'caffe': lambda rgb: 255 * rgb[..., ::-1] - _row(CAFFE_MEAN),
-  'torchvision': lambda rgb: (rgb - _row(MEAN)) / _row(DEVIATION),
+  'caffe': lambda rgb: 255 * rgb[..., ::-1] - CAFFE_MEAN.reshape(1, 1, 1, 3),
+  'torchvision': normalised,
 }
 LEAST = 32  # px: below, relu5_3 has one place, and the norm leaves nothing.
 
 
 class VggLoss(nn.Module):
-  """The loss of each image; its variables are those of a Trunk of VGG16."""
+  """The loss of each image; it has the network's variables."""
 
   network: nn.Module
   input: str = 'caffe'
+
+  def setup(self):
+    nn.share_scope(self, self.network)
 
   def __call__(self, x: Images, y: Images) -> Float[Array, 'b']:
     """Of images in [0, 1], gray or RGB."""

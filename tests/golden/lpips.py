@@ -44,13 +44,12 @@ class Measure:
     image = jnp.zeros((1, 64, 64, 3))
     target = jax.eval_shape(trunk.init, jax.random.key(0), image)
     filled = from_foreign(trunk.table(), weights, target)
-    held = {'params': {'network': filled['params']}}
-    self.variables = lpips.variables(kind, held)
-    self.kind, self.bare = kind, {'params': held['params']}
+    self.variables, self.kind = lpips.variables(kind, filled), kind
     self.layers = self._jit(lpips.Lpips(kind), self.variables, 'layers')
     self.features = self._jit(lpips.Lpips(kind), self.variables, 'features')
     headless = lpips.Lpips(kind, heads=False)
-    self.baseline = self._jit(headless, self.bare, '__call__')
+    bare = {'params': {'network': filled['params']}}
+    self.baseline = self._jit(headless, bare, '__call__')
 
   def _jit(self, network, variables, method):
     apply = functools.partial(network.apply, method=method)
