@@ -202,8 +202,7 @@ def _of_run(folder: pathlib.Path, part: str) -> Arrays:
     arrays |= _learned(folder, method, learned, wanted)
   for name in method.needs:
     if part == name or not (part or learned['params']):
-      variables, _ = pretrained.load(name, config.model, info)
-      arrays |= to_foreign(pretrained.table(name, config.model), variables)
+      arrays |= pretrained.foreign(name, config.model, info)
   return arrays
 
 
