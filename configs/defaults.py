@@ -4,6 +4,14 @@ from ml_collections import ConfigDict
 
 from jaxmed import errors
 
+# In `model` of methods that reconstruct: what the score `lpips` needs, once
+# score.names or score.maps has it.
+LPIPS = {
+  'lpips': 'squeeze',  # Or alex, vgg.
+  'lpips_weights': 'imagenet',  # Or random, or a checkpoint's path.
+  'weights_seed': 0,  # Of random ones.
+}
+
 
 def defaults(method: str, preset: str) -> ConfigDict:
   """The groups data, train, score, eval and report; a method adds model."""
@@ -38,6 +46,8 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'keep': 2,
         'log_every': 10,
         'fsdp': False,
+        'init_from': '',  # A run's folder, or a checkpoint: first weights.
+        'init_parts': (),  # Of the method, to take from there; (): all.
       },
       'score': {
         'batch': 64,

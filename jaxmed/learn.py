@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jaxmed import errors, methods, pretrained, workdir
+from jaxmed import errors, init_from, methods, pretrained, workdir
 from jaxmed.datasets.records import Records, open_records
 from jaxmed.errors import UserError
 from jaxmed.method import (
@@ -60,11 +60,15 @@ def train(
   mesh = sharding.make_mesh(devices)
   rows = sharding.batch_sharding(mesh, info.batch)
   method, given, weights = assemble(config, info, mesh)
+  pretrained.check_same(provenance.get('weights', []), weights)
   phases = (augment.wrap(p, config.train.augment) for p in method.phases)
   target = stain.target_of(config.data)
   method = stain.wrap(dataclasses.replace(method, phases=tuple(phases)), target)
   _refuse_empty(method, config.data.cohorts, info)
   place = sharding.place(mesh, method.sharding, config.train.fsdp)
+  method, given, origin = init_from.begin(
+    method, given, place, config.train, folder
+  )
   plans = loop.plan(method, place, given)
   _check_names(config, shapes(method, plans[-1][0], info, config.score.batch))
   provenance.add(
@@ -76,6 +80,8 @@ def train(
     },
     weights=weights,
   )
+  if origin:
+    provenance.add(init_from=origin)
   if distributed.is_first():
     workdir.carry_failures(folder, data)
   _, state, rates = run.run(

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from orbax.checkpoint import v1 as ocp
 
-from jaxmed import errors, learn, workdir
+from jaxmed import errors, learn, pretrained, workdir
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.method import Batch, Info
@@ -84,6 +84,7 @@ class Run:
     self.mpp = facts['mpp']  # Seen in training; None if the data doesn't say.
     mesh = sharding.make_mesh(devices or jax.local_devices())
     method, given, self.weights = learn.assemble(self.config, self.info, mesh)
+    pretrained.check_same(_weights_of(self.folder), self.weights)
     self.method = stain.wrap(method, facts.get('stain'))
     place = sharding.place(mesh, self.method.sharding)
     end = loop.plan(self.method, place, given)[-1][0]
@@ -268,3 +269,9 @@ def _on_host(batch: Batch, scores) -> Part:
   image, pixel, panels, flags = scores
   batch = jax.tree.map(lambda x: np.asarray(x)[valid], batch)
   return Part(batch, host(image), host(pixel), host(panels), host(flags, bool))
+
+
+def _weights_of(folder: pathlib.Path) -> list[dict]:
+  """The pretrained parts that a run was trained with."""
+  path = folder / 'provenance.json'
+  return workdir.read_json(path).get('weights', []) if path.exists() else []
