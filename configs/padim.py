@@ -30,9 +30,9 @@ def wrn50(config: ConfigDict) -> ConfigDict:
       'sigma': 4.0,  # Of the map, px.
     }
   )
-  config.train.batch = 8
+  config.train.batch = 32
   config.train.log_every = 1
-  config.score.batch = 8
+  config.score.batch = 32
   config.eval.primary = 'mahalanobis'
   return config
 
@@ -78,6 +78,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
   config = defaults.tiny(_untrained(wrn50(config)))
   config.data.resize = 0
   config.model.channels = 20
+  config.train.batch = 8
   config.score.batch = 64
   return config
 

@@ -148,21 +148,19 @@ def factorise(memory: Memory, places: int, epsilon: float) -> Memory:
   variance, or where a number is not finite.
   """
   blocks, block, channels = memory['mean'].shape
-  eye = jnp.eye(channels)
   # Places that only fill the last block have no covariance.
   real = (jnp.arange(blocks * block) < places).reshape(blocks, block)
   rounding = math.sqrt(channels) * jnp.finfo(jnp.float32).eps
 
   def one(scatter, real):
     lower = triangle.unpack(scatter, channels) / (memory['images'] - 1)
-    lower += jnp.where(real, epsilon, 1.0)[:, None, None] * eye
-    variance = jnp.diagonal(lower, axis1=1, axis2=2).max(axis=1)
-    root = jax.lax.linalg.cholesky(lower, symmetrize_input=False)
-    pivot = jnp.square(jnp.diagonal(root, axis1=1, axis2=2)).min(axis=1)
-    sound = pivot > rounding * variance  # Not so of a NaN.
-    inverse = jax.lax.linalg.triangular_solve(
-      root, jnp.broadcast_to(eye, root.shape), left_side=True, lower=True
+    lower += (
+      jnp.where(real, epsilon, 1.0)[:, None, None] * jnp.eye(channels)[None]
     )
+    variance = jnp.diagonal(lower, axis1=1, axis2=2).max(axis=1)
+    inverse = triangle.inverse_root(lower)
+    pivot = 1 / jnp.square(jnp.diagonal(inverse, axis1=1, axis2=2)).max(axis=1)
+    sound = pivot > rounding * variance  # Not so of a NaN.
     return triangle.pack(inverse), (real & ~sound).sum()
 
   def visit(number, carry):

@@ -1,4 +1,4 @@
-"""Triangles of matrices in half the memory: two of them make a rectangle.
+"""Triangular matrices: half the memory, and inverse roots of covariances.
 
 The lower triangle of an n x n matrix has the numbers of a rectangle of n + 1
 rows and n / 2 columns: its left columns, moved down by one, and above them
@@ -6,8 +6,14 @@ the triangle that they leave over, turned over (LAPACK's rectangular full
 packed format). An odd n has a row and a column of zeros added.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+# Rows of a matrix that is not halved further: above about 30, the library that
+# XLA calls on a CPU works with threads that wait for one another by spinning.
+LEAF = 20
+_EXACT = jax.lax.Precision.HIGHEST
 
 Packed = Float[Array, '*b rows half']
 
@@ -35,6 +41,35 @@ def unpack(packed: Packed, n: int) -> Float[Array, '*b n n']:
   rest = _turn(jnp.where(left, 0, packed)[..., :half, :])
   matrix = jnp.concatenate([down, _pad(rest, before=half)], axis=-1)
   return matrix[..., :n, :n]
+
+
+def inverse_root(
+  matrix: Float[Array, 'b n n'],
+) -> Float[Array, 'b n n']:
+  """L^-1 of matrix = L L^T, whose lower triangle alone is looked at.
+
+  By halves: S = [A ., B D] has L^-1 = [a 0, -d (B a^T) a  d] with a that of A
+  and d that of D - (B a^T)(B a^T)^T, so that products do nearly all the work.
+  NaN on the diagonal where the matrix is not positive definite.
+  """
+  n = matrix.shape[-1]
+  if n <= LEAF:
+    root = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+    eye = jnp.broadcast_to(jnp.eye(n)[None], matrix.shape)
+    return jax.lax.linalg.triangular_solve(
+      root, eye, left_side=True, lower=True
+    )
+  half = n // 2
+  a = inverse_root(matrix[:, :half, :half])
+  below = _product(matrix[:, half:, :half], _turn(a))
+  d = inverse_root(matrix[:, half:, half:] - _product(below, _turn(below)))
+  below = -_product(d, _product(below, a))
+  above = jnp.zeros((len(matrix), half, n - half), matrix.dtype)
+  return jnp.block([[a, above], [below, d]])
+
+
+def _product(a, b):
+  return jnp.einsum('bij,bjk->bik', a, b, precision=_EXACT)
 
 
 def _left(rows: int, half: int):
