@@ -175,13 +175,10 @@ def factorise(memory: Memory, places: int, epsilon: float) -> Memory:
 
 def distances(memory: Memory, x: Places) -> Float[Array, 'b places']:
   """d, of the places that only fill the last block too."""
-  channels = x.shape[-1]
 
   def one(block):
     mean, factor, x = block
-    inverse = triangle.unpack(factor, channels)
-    away = x - mean[:, None]
-    z = jnp.einsum('pcd,pbd->pbc', inverse, away, precision=_EXACT)
+    z = triangle.times(factor, x - mean[:, None])
     return jnp.sqrt(jnp.square(z).sum(axis=-1))
 
   away = jax.lax.map(one, (memory['mean'], memory['factor'], x))

@@ -35,17 +35,23 @@ def pack(matrix: Float[Array, '*b n n']) -> Packed:
 
 def unpack(packed: Packed, n: int) -> Float[Array, '*b n n']:
   """The lower triangles of n x n matrices, with zeros above the diagonal."""
-  rows, half = packed.shape[-2:]
-  left = _left(rows, half)
-  down = jnp.where(left, packed, 0)[..., 1:, :]
-  rest = _turn(jnp.where(left, 0, packed)[..., :half, :])
-  matrix = jnp.concatenate([down, _pad(rest, before=half)], axis=-1)
-  return matrix[..., :n, :n]
+  down, rest = _parts(packed)
+  rest = _pad(_turn(rest), before=packed.shape[-1])
+  return jnp.concatenate([down, rest], axis=-1)[..., :n, :n]
 
 
-def inverse_root(
-  matrix: Float[Array, 'b n n'],
-) -> Float[Array, 'b n n']:
+def times(packed: Packed, x: Float[Array, '*b m n']) -> Float[Array, '*b m n']:
+  """Each triangle times m vectors; it is never unpacked."""
+  n, half = x.shape[-1], packed.shape[-1]
+  down, rest = _parts(packed)
+  x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 2 * half - n)])
+  one = jnp.einsum('...ij,...mj->...mi', down, x[..., :half], precision=_EXACT)
+  two = jnp.einsum('...ji,...mj->...mi', rest, x[..., half:], precision=_EXACT)
+  low = one[..., half:] + two
+  return jnp.concatenate([one[..., :half], low], axis=-1)[..., :n]
+
+
+def inverse_root(matrix: Float[Array, 'b n n']) -> Float[Array, 'b n n']:
   """L^-1 of matrix = L L^T, whose lower triangle alone is looked at.
 
   By halves: S = [A ., B D] has L^-1 = [a 0, -d (B a^T) a  d] with a that of A
@@ -70,6 +76,14 @@ def inverse_root(
 
 def _product(a, b):
   return jnp.einsum('bij,bjk->bik', a, b, precision=_EXACT)
+
+
+def _parts(packed):
+  """The left columns, and what they leave over, turned over; zeros around."""
+  rows, half = packed.shape[-2:]
+  left = _left(rows, half)
+  down = jnp.where(left, packed, 0)[..., 1:, :]
+  return down, jnp.where(left, 0, packed)[..., :half, :]
 
 
 def _left(rows: int, half: int):
