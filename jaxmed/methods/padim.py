@@ -50,7 +50,7 @@ from jaxmed.method import (
   State,
   valid_mean,
 )
-from jaxmed.nn.trunk import trunk
+from jaxmed.nn.trunk import deepest, trunk
 from jaxmed.ops import resize, triangle
 from jaxmed.ops.maps import anomaly_map
 
@@ -188,7 +188,11 @@ def distances(memory: Memory, x: Places) -> Float[Array, 'b places']:
 def build(config: ConfigDict, info: Info) -> Method:
   model = config.model
   dtype = jnp.dtype(config.train.precision)
-  network = trunk(model.trunk, None if dtype == jnp.float32 else dtype)
+  network = trunk(
+    model.trunk,
+    None if dtype == jnp.float32 else dtype,
+    last=deepest(model.trunk, model.layers),
+  )
   height, width, available = _check(model, network, info)
   chosen = draw(model.channels, available, model.channel_seed)
   places = height * width
