@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from jaxmed.errors import UserError
 from jaxmed.method import Info, PyTree
 from jaxmed.nn import lpips
-from jaxmed.nn.trunk import NETWORKS, Trunk, trunk
+from jaxmed.nn.trunk import NETWORKS, Trunk, deepest, trunk
 from jaxmed.weights import read, registry, store
 from jaxmed.weights.names import NamesError, Table, from_foreign, to_foreign
 
@@ -154,12 +154,10 @@ def _abstract(network: Trunk, image: tuple[int, ...]) -> PyTree:
 
 def _network(part: str, model: ConfigDict) -> Trunk:
   """The part's network, as deep as it is looked at."""
-  network, layers = trunk(_name(part, model)), model.get('layers')
+  name, layers = _name(part, model), model.get('layers')
   if part == 'lpips' or not isinstance(layers, list | tuple):
-    return network
-  if not layers or not set(layers) <= set(network.stages):
-    return network  # They are of something else.
-  return trunk(model[part], last=max(layers, key=network.stages.index))
+    return trunk(name)  # All of it; `layers` are of something else.
+  return trunk(name, last=deepest(name, layers))
 
 
 def _find(

@@ -4,6 +4,8 @@ A trunk takes images in [0, 1], gray or RGB, and does itself what networks of
 ImageNet expect of them. Its weights are loaded by jaxmed.pretrained.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -128,3 +130,11 @@ def trunk(
   if name not in NETWORKS:
     raise unknown('trunk', name, NETWORKS)
   return Trunk(NETWORKS[name](dtype=dtype, classes=classes, last=last))
+
+
+def deepest(name: str, layers: Sequence[str]) -> str:
+  """The last of some stages of a network; '' unless all are stages of it."""
+  every = NETWORKS[name].every if name in NETWORKS else ()
+  if not layers or not set(layers) <= set(every):
+    return ''
+  return max(layers, key=every.index)
