@@ -4,6 +4,8 @@ Statistics are computed in float32 at least, whatever the images come in, so
 that the same networks run in bfloat16.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -55,6 +57,30 @@ class SampleNorm(nn.Module):
     return (normal * scale + bias).astype(x.dtype)
 
 
+class Moments(NamedTuple):
+  """Of each channel of a batch, and of how many pixels they are."""
+
+  mean: Float[Array, 'c']
+  variance: Float[Array, 'c']  # Biased.
+  count: Float[Array, '']
+
+  @classmethod
+  def of(cls, x: Features, valid: Bool[Array, 'b'] | None = None) -> 'Moments':
+    """Of the valid images of a batch."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    height, width = x.shape[1:3]
+    if valid is None:
+      images, total = len(x), lambda x: x.sum((0, 1, 2))
+    else:
+      images = jnp.maximum(valid.sum(dtype=x.dtype), 1)
+      every = valid[:, None, None, None]
+      total = lambda x: jnp.where(every, x, 0).sum((0, 1, 2))
+    count = jnp.asarray(images * height * width, x.dtype)
+    mean = total(x) / count
+    centred = x - mean[None, None, None]
+    return cls(mean, total(jnp.square(centred)) / count, count)
+
+
 class BatchNorm(nn.Module):
   """PyTorch's: running variances are of the unbiased estimate.
 
@@ -72,7 +98,9 @@ class BatchNorm(nn.Module):
     x: Features,
     train: bool = False,
     valid: Bool[Array, 'b'] | None = None,
+    moments: Moments | None = None,
   ) -> Features:
+    """`moments` are the batch's where they are known already."""
     width = x.shape[-1:]
     scale = self.param('scale', self.scale_init, width)
     bias = self.param('bias', nn.initializers.zeros, width)
@@ -83,7 +111,7 @@ class BatchNorm(nn.Module):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean, variance = (statistic.value for statistic in running)
     if train:
-      mean, variance, count = _moments(wide, valid)
+      mean, variance, count = moments or Moments.of(x, valid)
       if not self.is_initializing():
         unbiased = variance * (count / jnp.maximum(count - 1, 1))
         for statistic, new in zip(running, (mean, unbiased), strict=True):
@@ -92,14 +120,3 @@ class BatchNorm(nn.Module):
     row = lambda x: x[None, None, None]
     factor = jax.lax.rsqrt(variance + self.epsilon) * scale
     return ((wide - row(mean)) * row(factor) + row(bias)).astype(x.dtype)
-
-
-def _moments(x: Features, valid: Bool[Array, 'b'] | None):
-  """Mean and biased variance of each channel, and of how many pixels."""
-  height, width = x.shape[1:3]
-  every = jnp.ones(len(x), bool) if valid is None else valid
-  count = jnp.maximum(every.sum(dtype=x.dtype), 1) * (height * width)
-  total = lambda x: jnp.where(every[:, None, None, None], x, 0).sum((0, 1, 2))
-  mean = total(x) / count
-  variance = total(jnp.square(x - mean[None, None, None])) / count
-  return mean, variance, count

@@ -6,8 +6,11 @@ stage `last`; what lies below has no parameters, and its table of names lets
 exactly those pass that belong there.
 """
 
+import contextlib
+import itertools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
@@ -22,8 +25,7 @@ Features = dict[str, Float[Array, 'b ...']]  # Of each stage, and 'logits'.
 class Staged(nn.Module):
   """A network whose stages a method looks at.
 
-  Subclasses say `every`, their stages, and the side `least` of the smallest
-  images that the whole network takes, and compute in `features`.
+  Subclasses say `every`, their stages, and compute them in `features`.
 
   Attributes:
     classes: of the classifier, whose output is called 'logits'; 0 for none.
@@ -36,7 +38,6 @@ class Staged(nn.Module):
   last: str = ''
   dtype: Any = None
   every = ()
-  least = 1
 
   def __post_init__(self):
     super().__post_init__()
@@ -75,11 +76,24 @@ class Staged(nn.Module):
       return self.features(x, train, valid)
     except NothingLeft:
       height, width = x.shape[1:3]
+      least = self._least(x.shape[-1])
       raise UserError(
-        f'Nothing is left of images of {height} x {width} px on their way'
-        f' through {self.title}; give images of at least {self.least} x'
-        f' {self.least} px, or look at earlier stages only.'
+        f'Images of {height} x {width} px are too small for {self.title}:'
+        f' on the way to {self.stages[-1]!r} nothing is left of them; give'
+        f' images of at least {least} x {least} px, or look at earlier stages.'
       ) from None
+
+  def _least(self, channels: int) -> int:
+    """The side of the smallest image that gets through."""
+    alone = self.clone(parent=None)
+    for side in itertools.count(1):
+      image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+      run = lambda x: alone.init(
+        jax.random.key(0), x, False, None, method='features'
+      )
+      with contextlib.suppress(NothingLeft):
+        jax.eval_shape(run, image)
+        return side
 
   def features(self, x, train, valid) -> Features:
     raise NotImplementedError

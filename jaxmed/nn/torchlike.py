@@ -39,6 +39,12 @@ def convolution(
   )
 
 
+def demand(x: Float[Array, 'b h w c'], window: int, pad: int = 0) -> None:
+  """Raises NothingLeft where a window does not fit once."""
+  if min(x.shape[1:3]) + 2 * pad < window:
+    raise NothingLeft
+
+
 def left(
   size: int, window: int, stride: int, pad: int = 0, up: bool = False
 ) -> int:

@@ -12,8 +12,13 @@ from jaxtyping import Array, Bool
 
 from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images
+from jaxmed.nn.alexnet import AlexNet
+from jaxmed.nn.densenet import DenseNet121
 from jaxmed.nn.resnet import ResNet18, ResNet50, WideResNet50
+from jaxmed.nn.resnet50v2 import ResNet50V2
+from jaxmed.nn.squeezenet import SqueezeNet
 from jaxmed.nn.staged import Features, Staged, wide
+from jaxmed.nn.vgg import VGG16
 from jaxmed.weights.names import TORCH, Table
 
 # Of ImageNet's training images, in [0, 1]; what its networks subtract and
@@ -60,9 +65,14 @@ class Small(Staged):
 
 
 NETWORKS = {
+  'alexnet': AlexNet,
+  'densenet121': DenseNet121,
   'resnet18': ResNet18,
   'resnet50': ResNet50,
+  'resnet50v2': ResNet50V2,
   'small': Small,
+  'squeezenet1_1': SqueezeNet,
+  'vgg16': VGG16,
   'wide_resnet50_2': WideResNet50,
 }
 

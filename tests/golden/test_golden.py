@@ -14,6 +14,7 @@ from tests.golden import check, filling, munit, tissue
 
 HERE = pathlib.Path(__file__).parent
 SHARED = HERE.parents[2] / 'shared' / 'golden'
+SLOW = {'backbones'}  # Cases of large networks.
 
 
 def cases() -> list[pathlib.Path]:
@@ -55,7 +56,14 @@ def wrong(directory: pathlib.Path, **changed) -> set[str]:
   return {line.name for line in found if not line.passed}
 
 
-@pytest.mark.parametrize('directory', cases(), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+  'directory',
+  [
+    pytest.param(path, marks=[pytest.mark.slow] * (path.name in SLOW))
+    for path in cases()
+  ],
+  ids=lambda path: path.name,
+)
 def test_ours_is_theirs(directory):
   failed = [str(x) for x in lines(directory).values() if not x.passed]
   assert not failed, '\n'.join(failed)
