@@ -165,7 +165,7 @@ def build(config: ConfigDict, info: Info) -> Method:
     del rng
     odds, features = seen(state, batch)
     head = state.params[PART]['classifier']
-    places = log_odds(features @ head['kernel'] + head['bias'])
+    places = log_odds(features @ head['kernel']) + log_odds(head['bias'])
     slope, offset = state.memory['slope'], state.memory['offset']
     odds, places = (slope * x + offset for x in (odds, places))
     return Score(
