@@ -89,11 +89,11 @@ def phantom(config: ConfigDict) -> ConfigDict:
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
-  """32 px and a network of six layers, for tests."""
+  """32 px and a network of three layers, for tests."""
   config = _drawn(defaults.tiny(_narrow(whole(config))))
   config.data.options.update({'train_lesion': 1, 'validation_lesion': 1})
-  config.model.update({'blocks': (2, 2, 2), 'growth': 4, 'stem_width': 8})
-  config.train.batch = 8
+  config.model.update({'blocks': (1, 2), 'growth': 4, 'stem_width': 8})
+  config.train.batch = 32
   config.train.steps = 6
   config.train.warmup = 2
   config.train.augment = ()
