@@ -4,6 +4,14 @@ from ml_collections import ConfigDict
 
 from jaxmed import errors
 
+# In `model` of methods that reconstruct: what the score `lpips` needs, once
+# score.names or score.maps has it.
+LPIPS = {
+  'lpips': 'squeeze',  # Or alex, vgg.
+  'lpips_weights': 'imagenet',  # Or random, or a checkpoint's path.
+  'weights_seed': 0,  # Of random ones.
+}
+
 
 def defaults(method: str, preset: str) -> ConfigDict:
   """The groups data, train, score, eval and report; a method adds model."""

@@ -25,6 +25,7 @@ def paper(config: ConfigDict) -> ConfigDict:
       'tanh': True,  # At the encoder's end.
       'penalty': 10.0,  # lambda.
       'kappa': 1.0,  # Of features, in the encoder's loss and the score.
+      **defaults.LPIPS,
     }
   )
   config.train.batch = 64

@@ -14,6 +14,7 @@ network for a trained one. Where `config.model.layers` lists the stages that a
 method looks at, a network is built down to the deepest of them.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -22,16 +23,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed import errors
 from jaxmed.errors import UserError
 from jaxmed.method import Info, PyTree
+from jaxmed.nn import lpips
 from jaxmed.nn.trunk import NETWORKS, Trunk, trunk
 from jaxmed.weights import read, registry, store
-from jaxmed.weights.names import NamesError, Table, from_foreign
+from jaxmed.weights.names import NamesError, Table, from_foreign, to_foreign
 
 Arrays = Mapping[str, np.ndarray]
+SHOWN = 4  # Of each list that an error prints.
 SIDE = 224  # Of an image that every network takes.
 WRAPPER = 'module.'  # Before every name, where PyTorch trained on many GPUs.
+
+
+class FitError(UserError):
+  """A checkpoint that is of another network."""
 
 
 def load(
@@ -41,28 +47,20 @@ def load(
 
   Random weights depend on `model.weights_seed` alone.
   """
-  name, weights = model[part], _weights(part, model)
-  network = _network(part, model)
-  facts = {'network': name, 'weights': weights}
-  if weights == 'random':
-    key, image = jax.random.key(model.weights_seed), jnp.zeros((1, *info.image))
-    variables = jax.jit(network.init)(key, image)
-    return variables, facts | {'seed': model.weights_seed}
-  arrays, known = _find(name, weights)
-  target = shapes(part, model, info)
-  filled = _fill(network.table(), arrays, target, known['source'], name)
-  return filled, facts | known
+  variables, facts = _load_network(part, model, info)
+  return _complete(part, model, variables), facts
 
 
 def shapes(part: str, model: ConfigDict, info: Info) -> PyTree:
   """The abstract variables of a part; nothing is computed or read."""
-  image = jnp.zeros((1, *info.image))
-  return jax.eval_shape(_network(part, model).init, jax.random.key(0), image)
+  network = _abstract(_network(part, model), info.image)
+  return jax.eval_shape(lambda x: _complete(part, model, x), network)
 
 
-def table(part: str, model: ConfigDict) -> Table:
-  """The names that checkpoints have of a part."""
-  return _network(part, model).table()
+def foreign(part: str, model: ConfigDict, info: Info) -> Arrays:
+  """The arrays of a part's network, as its original names them."""
+  variables, _ = _load_network(part, model, info)
+  return to_foreign(_network(part, model).table(), variables)
 
 
 def check_same(before: Sequence[Mapping], now: Sequence[Mapping]) -> None:
@@ -86,10 +84,8 @@ def fit(network: str, arrays: Arrays, source: str) -> dict[str, np.ndarray]:
 
   Its classifier may be there or not, and of any number of classes.
   """
-  if network not in NETWORKS:
-    raise errors.unknown('network', network, NETWORKS)
   arrays = _unwrapped(arrays)
-  bare, whole = trunk(network), trunk(network, classes=1)
+  bare, whole = trunk(network), _classifier(network, 1)
   head = [
     name
     for name, array in arrays.items()
@@ -98,9 +94,9 @@ def fit(network: str, arrays: Arrays, source: str) -> dict[str, np.ndarray]:
     and not whole.table().ignores(name)
   ]
   if head:  # The last one has an element a class.
-    whole = trunk(network, classes=len(arrays[max(head)]))
-  chosen, image = whole if head else bare, jnp.zeros((1, SIDE, SIDE, 3))
-  target = jax.eval_shape(chosen.init, jax.random.key(0), image)
+    whole = _classifier(network, len(arrays[max(head)]))
+  chosen = whole if head else bare
+  target = _abstract(chosen, (SIDE, SIDE, 3))
   _fill(chosen.table(), arrays, target, source, network)
   return arrays
 
@@ -109,30 +105,66 @@ def fitting(arrays: Arrays) -> list[str]:
   """The networks that a checkpoint is of."""
   found = []
   for network in NETWORKS:
-    try:
-      fit(network, arrays, '')
-    except UserError:
-      continue
-    found.append(network)
+    names = _classifier(network, 1).table()
+    if all(names.ignores(n) or names.paths(n) for n in _unwrapped(arrays)):
+      with contextlib.suppress(FitError):
+        fit(network, arrays, '')
+        found.append(network)
   return found
 
 
-def _weights(part: str, model: ConfigDict) -> str:
-  return str(model.get(f'{part}_weights') or model.weights)
+def _classifier(network: str, classes: int) -> Trunk:
+  """The network with a classifier, if it has one."""
+  try:
+    return trunk(network, classes=classes)
+  except UserError:
+    return trunk(network)
+
+
+def _load_network(part: str, model: ConfigDict, info: Info):
+  """The variables of the network alone, and where they are from."""
+  field = f'{part}_weights' if model.get(f'{part}_weights') else 'weights'
+  name, weights = _name(part, model), str(model[field])
+  network, facts = _network(part, model), {'network': name, 'weights': weights}
+  if weights == 'random':
+    key, image = jax.random.key(model.weights_seed), jnp.zeros((1, *info.image))
+    variables = jax.jit(network.init)(key, image)
+    return variables, facts | {'seed': model.weights_seed}
+  arrays, known = _find(name, weights, f'--config.model.{field}')
+  target = _abstract(network, info.image)
+  filled = _fill(network.table(), arrays, target, known['source'], name)
+  return filled, facts | known
+
+
+def _name(part: str, model: ConfigDict) -> str:
+  """Of the network; LPIPS has its own names of kinds."""
+  return lpips.find(model[part])[0] if part == 'lpips' else model[part]
+
+
+def _complete(part: str, model: ConfigDict, variables: PyTree) -> PyTree:
+  """A network's variables with what else the part has: heads of LPIPS."""
+  if part == 'lpips':
+    return lpips.variables(model.lpips, variables)
+  return variables
+
+
+def _abstract(network: Trunk, image: tuple[int, ...]) -> PyTree:
+  return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *image)))
 
 
 def _network(part: str, model: ConfigDict) -> Trunk:
   """The part's network, as deep as it is looked at."""
-  network = trunk(model[part])
-  layers = model.get('layers') or ()
-  if isinstance(layers, str) or not isinstance(layers, Sequence):
-    return network  # Something else is called so.
-  if not layers or not set(layers) <= set(network.stages):
+  network, layers = trunk(_name(part, model)), model.get('layers')
+  if part == 'lpips' or not isinstance(layers, list | tuple):
     return network
+  if not layers or not set(layers) <= set(network.stages):
+    return network  # They are of something else.
   return trunk(model[part], last=max(layers, key=network.stages.index))
 
 
-def _find(network: str, weights: str) -> tuple[Arrays, dict[str, str]]:
+def _find(
+  network: str, weights: str, flag: str
+) -> tuple[Arrays, dict[str, str]]:
   """Arrays of trained weights, and what is known of them."""
   name = network if weights == 'imagenet' else weights
   if store.has(name):
@@ -145,7 +177,7 @@ def _find(network: str, weights: str) -> tuple[Arrays, dict[str, str]]:
     known = 'source', 'sha256', 'licence', 'verified'
     return arrays, {key: getattr(facts, key) for key in known}
   if weights == 'imagenet':
-    raise _missing(network)
+    raise _missing(network, flag)
   path = pathlib.Path(weights).expanduser()
   if not path.is_file():
     stored = ', '.join(store.names()) or 'none'
@@ -155,24 +187,23 @@ def _find(network: str, weights: str) -> tuple[Arrays, dict[str, str]]:
       'stored name, imagenet or random.'
     )
   return read.read(path), {
-    'source': str(path.absolute()),
+    'source': str(path.resolve()),
     'sha256': store.sha256_of(path),
     'licence': '',
     'verified': '',
   }
 
 
-def _missing(network: str) -> UserError:
+def _missing(network: str, flag: str) -> UserError:
   """What to do where public weights are not here."""
   untrained = (
-    '--config.model.weights=random asks for untrained ones, and the report '
-    'will say so'
+    f'{flag}=random asks for untrained ones, and the report will say so'
   )
   entry = registry.REGISTRY.get(network)
   if entry is None:
     return UserError(
       f'There are no public weights of {network}; give a file of them by '
-      f'--config.model.weights=FILE; {untrained}.'
+      f'{flag}=FILE; {untrained}.'
     )
   fetch = f'fetch them by: jaxmed weights fetch {network} ; or ' * bool(
     entry.url
@@ -187,10 +218,33 @@ def _missing(network: str) -> UserError:
 def _fill(
   names: Table, arrays: Arrays, target: PyTree, source: str, network: str
 ) -> PyTree:
+  arrays = _unwrapped(arrays)
   try:
-    return from_foreign(names, _unwrapped(arrays), target)
+    return from_foreign(names, arrays, target)
   except NamesError as error:
-    raise UserError(f'{source} does not fit {network}. {error}') from error
+    raise FitError(
+      f'{source} does not fit {network}: {_differences(error, arrays, target)}.'
+    ) from error
+
+
+def _differences(error: NamesError, arrays: Arrays, target: PyTree) -> str:
+  """What is too much, missing and unlike, the first with their shapes."""
+  leaves = {
+    jax.tree_util.keystr(path[1:], simple=True, separator='/'): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target)
+  }
+  unused = [f'{name} {np.shape(arrays[name])}' for name in error.unused]
+  missing = [f'{path} {leaves[path]}' for path in error.missing]
+  return '; '.join(
+    f'{len(names)} {kind}: {", ".join(names[:SHOWN])}'
+    + (', ...' if len(names) > SHOWN else '')
+    for kind, names in (
+      ('of its arrays have no place', unused),
+      ('arrays of the network are not in it', missing),
+      ('have other shapes', error.mismatched),
+    )
+    if names
+  )
 
 
 def _unwrapped(arrays: Arrays) -> dict[str, np.ndarray]:

@@ -41,7 +41,7 @@ class FetchError(UserError):
   """Weights that could not be downloaded, or are not what was published."""
 
 
-def fetch(entry: Entry, fit: Fit = dict) -> Facts:
+def fetch(entry: Entry, fit: Fit | None = None) -> Facts:
   """Downloads public weights into the store; see `keep` for `fit`."""
   path = download(entry)
   facts = keep(path, entry.name, entry.network, fit, entry.url)
@@ -53,7 +53,7 @@ def keep(
   path: pathlib.Path,
   name: str,
   network: str,
-  fit: Fit = dict,
+  fit: Fit | None = None,
   source: str = '',
   licence: str = '',
 ) -> Facts:
@@ -62,25 +62,27 @@ def keep(
   Args:
     path: of a .pth, .pt, .safetensors or .npz file.
     name: to store it by.
-    network: that it is for; '' if none here.
-    fit: gives the arrays to store, or raises if they are not the network's.
+    network: that it is for.
+    fit: gives the arrays to store, or raises if they are not the network's;
+      None where nothing here can tell.
     source: where the file is from; '' for its path, or for the URL of the
       published file that it is.
     licence: of the weights; '' for that of the published file, if it is one.
   """
   store.path_of(name)  # A bad name is known before much is read.
-  arrays = fit(read.read(path))
+  arrays = read.read(path)
+  arrays = fit(arrays) if fit else arrays
   sha256 = store.sha256_of(path)
   published = registry.REGISTRY.get(name)
   known = published if published and published.fits(sha256) else None
   facts = Facts(
     name=name,
     network=network,
-    source=source or (known.url if known else str(path.absolute())),
+    source=source or (known.url if known else str(path.resolve())),
     sha256=sha256,
     licence=licence or (known.licence if known else ''),
     citation=known.citation if known else '',
-    verified=known.check if known else 'names and shapes' * bool(network),
+    verified=known.check if known else 'names and shapes' * bool(fit),
   )
   return store.save(facts, arrays)
 

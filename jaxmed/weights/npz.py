@@ -18,7 +18,6 @@ from jaxmed.weights import archive
 from jaxmed.weights.source import (
   Path,
   Refused,
-  WeightsError,
   check_total,
   elements,
   numbers,
@@ -44,10 +43,9 @@ def write(path: Path, given: Mapping[str, np.ndarray]) -> None:
   with replacing(path) as partial, zipfile.ZipFile(partial, 'w') as file:
     for name in sorted(given):
       array = np.asarray(given[name], order='C')
-      if array.dtype.kind not in 'biufc' and array.dtype != jnp.bfloat16:
-        raise WeightsError(
-          path, f'the format has no type for {name!r}, which is {array.dtype}'
-        )
+      _dtype(
+        np.lib.format.dtype_to_descr(array.dtype), f'its array {name!r:.80}'
+      )
       # A date of its own makes two files of the same arrays equal.
       member = zipfile.ZipInfo(f'{name}.npy', (1980, 1, 1, 0, 0, 0))
       member.external_attr = 0o600 << 16
@@ -69,7 +67,7 @@ def arrays(
 
 
 def _array(content: np.ndarray, member: archive.Member) -> np.ndarray | None:
-  what = f'its array {member.name!r}'
+  what = f'its array {member.name!r:.80}'
   begins, described = _header(content, member)
   if TEXT.fullmatch(described['descr']):
     return None
@@ -88,7 +86,7 @@ def _array(content: np.ndarray, member: archive.Member) -> np.ndarray | None:
 
 def _header(content: np.ndarray, member: archive.Member) -> tuple[int, dict]:
   """Where the numbers begin, and what stands before."""
-  broken = Refused(f'its member {member.name!r} is no array of NumPy')
+  broken = Refused(f'its member {member.name!r:.80} is no array of NumPy')
   raw = archive.beginning(content, member, MOST_HEADER + 12)
   if not member.name.endswith('.npy') or raw[:6] != MAGIC or len(raw) < 12:
     raise broken
@@ -108,7 +106,7 @@ def _header(content: np.ndarray, member: archive.Member) -> tuple[int, dict]:
   if not all(isinstance(described[k], kind) for k, kind in fields.items()):
     raise broken
   if not isinstance(described['descr'], str):
-    raise Refused(f'its array {member.name!r} holds records, no numbers')
+    raise Refused(f'its array {member.name!r:.80} holds records, no numbers')
   return begins + length, described
 
 

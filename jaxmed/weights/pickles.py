@@ -17,18 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.weights.source import Refused, take
+from jaxmed.weights.source import Refused
 
 PROTOCOLS = range(2, 6)
 MOST_BYTES = 1 << 28
 # An operation of one byte may make a dict of 64; large checkpoints have some
 # hundred thousand.
 MOST_OPERATIONS = 1 << 21
+MOST_ARGUMENTS = 64
 MOST_INTEGER = 16  # Bytes.
 MOST_LINE = 512  # Bytes of a module's or a class's name.
 # Keys that are whole numbers are spread by their value, which somebody could
 # choose so that they all fall together.
 MOST_KEY = 1 << 60
+# Of a key or a name. Long ones, stored once, could be compared forever.
+MOST_TEXT = 1024
 ASKED = 'do not load the file with anything else, and ask for a state_dict'
 
 
@@ -64,23 +67,27 @@ class _Machine:
   """The stack, the memo, and a place in the file."""
 
   def __init__(self, content, start, symbols, persistent):
-    self.content, self.place = content[: start + MOST_BYTES], start
+    # Its items are had far quicker than an array's.
+    self.content = memoryview(content[: start + MOST_BYTES])
+    self.place = start
     self.symbols, self.persistent = symbols, persistent
     self.stack: list[Any] = []
     self.marks: list[int] = []
     self.memo: dict[int, Any] = {}
+    self.given = 0  # Things given to calls.
 
   def run(self) -> Any:
     for _ in range(MOST_OPERATIONS):
       code = self.read(1)
-      if code == b'.':
+      operation = OPERATIONS.get(code)
+      if operation is not None:
+        operation(self)
+      elif code == b'.':
         if len(self.stack) != 1 or self.marks:
           raise Refused('its pickle ends with more or less than one object')
         return self.stack[0]
-      operation = OPERATIONS.get(code)
-      if operation is None:
+      else:
         self.refuse(code)
-      operation(self)
     raise Refused(f'its pickle has more than {MOST_OPERATIONS} operations')
 
   def refuse(self, code: bytes) -> None:
@@ -102,9 +109,10 @@ class _Machine:
     )
 
   def read(self, count: int) -> bytes:
-    raw = take(self.content, self.place, count, 'its pickle')
-    self.place += count
-    return raw.tobytes()
+    start, self.place = self.place, self.place + count
+    if count < 0 or self.place > len(self.content):
+      raise Refused('its pickle was cut off or is broken: fetch it again')
+    return self.content[start : self.place].tobytes()
 
   def number(self, form: str) -> Any:
     return struct.unpack(form, self.read(struct.calcsize(form)))[0]
@@ -180,6 +188,14 @@ class _Machine:
     if type(symbol) is not Symbol or symbol.call is None:
       name = symbol.name if type(symbol) is Symbol else 'what is no function'
       raise Refused(f'its pickle calls {name}; {ASKED}')
+    # A long list, stored once, could be given to any number of calls.
+    self.given += len(arguments)
+    if len(arguments) <= MOST_ARGUMENTS:
+      self.given += sum(
+        len(x) for x in arguments if type(x) in (list, tuple, dict)
+      )
+    if self.given > MOST_OPERATIONS or len(arguments) > MOST_ARGUMENTS:
+      raise Refused(f'its pickle gives {symbol.name} far more than torch does')
     try:
       self.stack.append(symbol.call(*arguments))
     except TypeError:
@@ -209,7 +225,9 @@ class _Machine:
     self.stack.append(int.from_bytes(self.read(count), 'little', signed=True))
 
   def frame(self) -> None:
-    take(self.content, self.place, self.number('<Q'), 'its pickle')
+    length = self.number('<Q')
+    if self.place + length > len(self.content):
+      raise Refused('its pickle was cut off or is broken: fetch it again')
 
   def protocol(self) -> None:
     protocol = self.number('B')
@@ -255,6 +273,8 @@ def checked_key(key: Any) -> Any:
     raise Refused(f'its pickle has a key that is a {type(key).__name__}')
   if type(key) is int and abs(key) > MOST_KEY:
     raise Refused('its pickle has a key that is too large')
+  if type(key) is str and len(key) > MOST_TEXT:
+    raise Refused(f'its pickle has a key of {len(key)} letters')
   return key
 
 

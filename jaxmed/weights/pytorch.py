@@ -27,7 +27,7 @@ from jaxmed.weights.tensors import Storage, Tensor
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 MOST_DEPTH = 32
 MOST_VALUES = 1 << 21
-MOST_TENSORS = 1 << 17
+MOST_NAMES = 1 << 17  # Of tensors, and of what may hold them.
 MOST_NAME = 1024
 
 
@@ -138,8 +138,6 @@ def _arrays(
       if raw.size != size:
         raise Refused(f'{what} claims {size} bytes and has {raw.size}')
       rows[storage.key] = numbers(raw, tensor.dtype, what, big)
-    if len(arrays) == MOST_TENSORS:
-      raise Refused(f'it holds more than {MOST_TENSORS} tensors')
     if name in arrays:
       raise Refused(f'two of its tensors are named {name!r}')
     arrays[name] = _view(tensor, rows[storage.key], f'its tensor {name!r}')
@@ -180,22 +178,26 @@ def _flat(found: Any) -> Iterator[tuple[str, Tensor]]:
   """Every tensor with its name."""
   if type(found) is Tensor:
     raise Refused('it holds one tensor without a name; save a dict of them')
-  seen, below = 0, [iter([('', found)])]
+  # The same list may be met again and again, or inside of itself.
+  names, values, below = 0, 0, [iter([('', found)])]
   while below:
     name, value = next(below[-1], (None, None))
     if name is None:
       below.pop()
-    elif type(value) is Tensor:
+      continue
+    names += 1
+    if type(value) is Tensor:
       yield name, value
     elif type(value) in (dict, list, tuple):
-      # The same list may be met again and again, or inside of itself.
-      seen += len(value)
-      if len(below) > MOST_DEPTH or seen > MOST_VALUES:
-        raise Refused(
-          f'it is nested deeper than {MOST_DEPTH} times, or holds more than '
-          f'{MOST_VALUES} values'
-        )
+      values += len(value)
+      if len(below) > MOST_DEPTH:
+        raise Refused(f'it is nested deeper than {MOST_DEPTH} times')
       below.append(_inside(name, value))
+    if names > MOST_NAMES or values > MOST_VALUES:
+      raise Refused(
+        f'it holds more than {MOST_NAMES} tensors and lists, or more than '
+        f'{MOST_VALUES} values'
+      )
 
 
 def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:

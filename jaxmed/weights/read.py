@@ -49,6 +49,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def _read(content: np.ndarray) -> dict[str, np.ndarray]:
   start = content[:512].tobytes()
+  if not start:
+    raise Refused('it is empty; fetch it again')
   if start[:4] in (b'PK\3\4', b'PK\5\6'):
     return _zipped(content)
   if start[:1] == b'\x80':

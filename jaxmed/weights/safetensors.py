@@ -15,7 +15,6 @@ import numpy as np
 from jaxmed.weights.source import (
   Path,
   Refused,
-  WeightsError,
   elements,
   numbers,
   opened,
@@ -68,9 +67,25 @@ def write(
 ) -> None:
   """Writes the whole file or nothing."""
   listed = {name: np.asarray(array) for name, array in given.items()}
-  _check(path, listed, metadata or {})
   # Wide types first keep every array aligned.
   order = sorted(listed, key=lambda name: (-listed[name].itemsize, name))
+  with replacing(path) as partial, partial.open('wb') as file:
+    _check(listed, metadata or {})
+    file.write(_described(listed, order, metadata or {}))
+    for name in order:
+      array = listed[name]
+      little = array.dtype.newbyteorder('<')
+      # A row of bytes, as files don't know types such as bfloat16.
+      row = np.ascontiguousarray(array.astype(little, copy=False)).reshape(-1)
+      file.write(row.view(np.uint8).data)
+
+
+def _described(
+  listed: Mapping[str, np.ndarray],
+  order: list[str],
+  metadata: Mapping[str, str],
+) -> bytes:
+  """The header, with its length."""
   header, place = {}, 0
   if metadata:
     header[METADATA] = dict(sorted(metadata.items()))
@@ -84,14 +99,7 @@ def write(
     place += array.nbytes
   text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
   text += b' ' * (-(LENGTH.size + len(text)) % ALIGNMENT)
-  with replacing(path) as partial, partial.open('wb') as file:
-    file.write(LENGTH.pack(len(text)) + text)
-    for name in order:
-      array = listed[name]
-      little = array.dtype.newbyteorder('<')
-      # A row of bytes, as files don't know types such as bfloat16.
-      row = np.ascontiguousarray(array.astype(little, copy=False)).reshape(-1)
-      file.write(row.view(np.uint8).data)
+  return LENGTH.pack(len(text)) + text
 
 
 def arrays(content: np.ndarray) -> dict[str, np.ndarray]:
@@ -100,7 +108,7 @@ def arrays(content: np.ndarray) -> dict[str, np.ndarray]:
   data, found, end = content[begins:], {}, 0
   places = sorted(header.items(), key=lambda item: item[1]['data_offsets'])
   for name, entry in places:
-    what, (start, stop) = f'its array {name!r}', entry['data_offsets']
+    what, (start, stop) = f'its array {name!r:.80}', entry['data_offsets']
     if start != end or stop < start:
       raise Refused(f'{what} does not begin where the one before it ends')
     dtype = TYPES.get(entry['dtype'])
@@ -141,7 +149,7 @@ def _header(content: np.ndarray) -> tuple[dict, dict, int]:
     raise Refused('its metadata is no text')
   for name, entry in header.items():
     if not _is_entry(entry):
-      raise Refused(f'its header does not say where {name!r} is')
+      raise Refused(f'its header does not say where {name!r:.80} is')
   return metadata, header, LENGTH.size + length
 
 
@@ -162,15 +170,15 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _check(
-  path: Path, listed: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+  listed: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
   for name, array in listed.items():
     if name == METADATA:
-      raise WeightsError(path, f'no array can be named {METADATA}')
+      raise Refused(f'no array can be named {METADATA}')
     if array.dtype.newbyteorder('=') not in NAMES:
-      raise WeightsError(
-        path, f'the format has no type for {name!r}, which is {array.dtype}'
+      raise Refused(
+        f'the format has no type for {name!r:.80}, which is {array.dtype}'
       )
   for key, value in metadata.items():
     if not isinstance(key, str) or not isinstance(value, str):
-      raise WeightsError(path, f'metadata is text, and {key!r} is not')
+      raise Refused(f'metadata is text, and {key!r} is not')

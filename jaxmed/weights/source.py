@@ -40,7 +40,7 @@ class WeightsError(UserError):
 
   def __init__(self, path: Path, reason: str):
     self.path, self.reason = pathlib.Path(path), reason
-    super().__init__(f'{path} is not read: {reason}.')
+    super().__init__(f'{path}: {reason}.')
 
 
 class Refused(ValueError):
@@ -64,7 +64,7 @@ def _mapped(path: Path) -> np.ndarray:
     raise Refused('it is not a file; give the path of one')
   with open(path, 'rb') as file:
     if not os.fstat(file.fileno()).st_size:
-      raise Refused('it is empty; fetch it again')
+      return np.zeros(0, np.uint8)  # Which can't be mapped.
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   return np.frombuffer(content, np.uint8)
 
@@ -87,14 +87,15 @@ def check_sum(content: np.ndarray, expected: int, what: str) -> None:
 
 def elements(shape: Sequence[int], what: str) -> int:
   """How many an array of some shape has; shapes of nonsense are refused."""
+  if len(shape) > MOST_AXES:
+    raise Refused(f'{what} has {len(shape)} axes; {MOST_AXES} are read')
   if not all(type(n) is int and n >= 0 for n in shape):
     raise Refused(f'{what} has sizes that are no numbers from 0: {_few(shape)}')
   # Zeros don't excuse the others: the array couldn't be made.
-  extent = math.prod(max(n, 1) for n in shape) if len(shape) < 33 else 0
-  if len(shape) > MOST_AXES or extent > MOST_ELEMENTS:
+  if math.prod(max(n, 1) for n in shape) > MOST_ELEMENTS:
     raise Refused(
-      f'{what} claims the shape {_few(shape)}; no more than {MOST_AXES} axes '
-      f'and {MOST_ELEMENTS} elements are read'
+      f'{what} claims the shape {_few(shape)}; no more than {MOST_ELEMENTS} '
+      'elements are read'
     )
   return math.prod(shape)
 
@@ -147,5 +148,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     raise WeightsError(
       path, f'it could not be written ({error.strerror or error})'
     ) from None
+  except Refused as refused:
+    raise WeightsError(path, str(refused)) from None
   finally:
     partial.unlink(missing_ok=True)

@@ -56,13 +56,11 @@ STORAGES = {
 LEFT_OUT = (
   '_codecs.encode',
   'argparse.Namespace',
-  'builtins.bytearray',
-  'builtins.complex',
-  'builtins.dict',
-  'builtins.frozenset',
-  'builtins.list',
-  'builtins.set',
-  '__builtin__.set',
+  *(
+    f'{module}.{name}'
+    for module in ('builtins', '__builtin__')  # Python 2's, and protocol 2's.
+    for name in ('bytearray', 'complex', 'dict', 'frozenset', 'list', 'set')
+  ),
   'numpy.core.multiarray._reconstruct',
   'numpy._core.multiarray._reconstruct',
   'numpy.core.multiarray.scalar',
@@ -108,11 +106,6 @@ def storage(saved: Any) -> Storage:
 
 def legacy_storage(saved: Any) -> Storage:
   """The same of the old format, which may name a part of a storage."""
-  if type(saved) is tuple and saved and saved[0] == 'module':
-    raise Refused(
-      'it is a whole model with its Python code, of which only the tensors '
-      'could be trusted; save its state_dict() instead'
-    )
   if type(saved) is not tuple or len(saved) != 6:
     raise Refused('its pickle asks for storage as torch never does')
   whole, view = _checked_storage(*saved[:5]), saved[5]
@@ -136,7 +129,9 @@ def _checked_storage(
   known = type(symbol) is Symbol and symbol in STORAGE_SYMBOLS
   if kind != 'storage' or not known:
     raise Refused('its pickle asks for something else than storage')
-  if type(key) is not str or type(count) is not int:
+  if type(key) is not str or len(key) > pickles.MOST_TEXT:
+    raise Refused('its pickle asks for storage by what is no name')
+  if type(count) is not int:
     raise Refused('its pickle asks for storage as torch never does')
   elements((count,), f'its storage {key!r:.40}')
   return Storage(key, symbol.value, count)

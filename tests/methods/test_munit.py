@@ -254,8 +254,24 @@ def test_exported_and_imported_is_the_same_to_the_bit(trained):
 @pytest.mark.parametrize(
   ('changes', 'says'),
   [
-    ({'train.weights.vgg': 1.0}, 'train.weights.vgg is 1.0'),
-    ({'score.names': ('lpips_vgg',)}, 'score.names has lpips'),
+    (
+      {'train.weights.vgg': 1.0, 'data.size': 16},
+      'of images of 16 px VGG16 leaves nothing',
+    ),
+    ({'train.weights.vgg': 1.0, 'model.vgg': 'vgg'}, "Did you mean 'vgg16'"),
+    (
+      {'train.weights.vgg': 1.0, 'model.vgg_input': 'torch'},
+      "Did you mean 'torchvision'",
+    ),
+    ({'score.names': ('lpips_vgg',)}, "Did you mean 'lpips'"),
+    (
+      {'score.names': ('lpips',), 'model.lpips': 'vgg16'},
+      "network of LPIPS 'vgg16'. Did you mean 'vgg'",
+    ),
+    (
+      {'score.maps': ('lpips',), 'data.size': 16},
+      'needs images of 17 px at least',
+    ),
     ({'score.names': ('sim',)}, "Did you mean 'ssim'"),
     ({'score.maps': ('sim',)}, "Did you mean 'ssim'"),
     ({'score.routes': ('ac',)}, "route in score.routes 'ac'"),

@@ -237,6 +237,28 @@ def test_random_weights_stand_in_red_above_everything(run):
   assert page.text.index('Random weights: small') < page.text.index('AUROC of')
 
 
+def test_trained_weights_come_with_source_licence_and_hash(run):
+  facts = {
+    'part': 'trunk',
+    'network': 'resnet18',
+    'weights': 'imagenet',
+    'source': 'https://example.org/resnet18.pth',
+    'sha256': 'ab' * 32,
+    'licence': 'BSD-3-Clause',
+  }
+  origin = {'run': '/runs/one', 'method': 'munit', 'parts': ['generator']}
+  change(
+    run,
+    'provenance.json',
+    lambda p: p.update(weights=[facts], init_from=origin),
+  )
+  page = read(run)
+  check(page)
+  for text in (*facts.values(), 'generator of /runs/one (munit)'):
+    assert text in page.text
+  assert 'Random weights' not in page.text
+
+
 def test_config_changes(run):
   assert 'train.steps 600 900' in read(run).text
   change(run, 'config.json', lambda c: c.update(changed={}))

@@ -125,7 +125,7 @@ def test_a_file_is_kept_with_its_hash_and_what_is_published(
 ):
   given = publisher.toy(tmp_path / 'toy.npz')
   sha256 = hashlib.sha256((tmp_path / 'toy.npz').read_bytes()).hexdigest()
-  facts = fetch.keep(tmp_path / 'toy.npz', 'mine', 'small')
+  facts = fetch.keep(tmp_path / 'toy.npz', 'mine', 'small', dict)
   assert (facts.sha256, facts.network) == (sha256, 'small')
   assert facts.source == str(tmp_path / 'toy.npz')
   assert (facts.verified, facts.licence) == ('names and shapes', '')
@@ -140,9 +140,9 @@ def test_a_file_is_kept_with_its_hash_and_what_is_published(
   assert facts.licence == 'MIT'
   # And another one under that name.
   npz.write(tmp_path / 'other.npz', {'a': np.zeros(3, np.float32)})
-  facts = fetch.keep(tmp_path / 'other.npz', 'toy', 'small')
+  facts = fetch.keep(tmp_path / 'other.npz', 'toy', 'small', dict)
   assert facts.verified == 'names and shapes'
   assert facts.source == str(tmp_path / 'other.npz')
   assert not facts.licence  # Nobody knows.
-  said = fetch.keep(tmp_path / 'other.npz', 'toy', '', dict, 'a DVD', 'CC0')
+  said = fetch.keep(tmp_path / 'other.npz', 'toy', '', None, 'a DVD', 'CC0')
   assert (said.source, said.licence, said.verified) == ('a DVD', 'CC0', '')
