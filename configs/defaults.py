@@ -23,6 +23,7 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'stain_target': '',  # like this image; '' is a standard one.
         'crop': 'centre',  # Or random: where training images are cut.
         'cohorts': {'normal': ''},  # Queries on index.parquet.
+        'shots': {},  # Of a cohort so many examples, drawn; 0: all.
         'validation': '',
         'test': '',
         'test_per_class': 0,  # Drawn at random with `seed`; 0: all.
@@ -77,6 +78,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config.data.options = {
     'seed': 0,
     'train': 3,  # Healthy slides of each scanner, A and B.
+    'train_lesion': 0,  # Slides with lesions, for methods that see a few.
     'validation': 1,  # Healthy slides of scanner A.
     'test_normal': 3,
     'test_lesion': 4,
@@ -112,6 +114,7 @@ def folder(config: ConfigDict) -> ConfigDict:
   config.data.options = {
     'seed': 0,
     'train': 0.6,  # Of the normals of a plain folder; by patient if it says.
+    'train_sick': 0.0,  # Of the patients with an anomaly.
     'validation': 0.1,
     'group': '',  # A pattern for file names, whose group is the patient.
     'labels': '',  # A CSV file in data.path: path,label[,group,split,...].

@@ -3,7 +3,8 @@
 The folder's layout says which is which (see layouts.py). Files are stored as
 they are; one that cannot be read is listed in failures.jsonl with its reason.
 Where the layout has no splits, normal images are divided by a hash of their
-patient, so that a new file moves no other; all anomalies are for testing.
+patient, so that a new file moves no other; patients with an anomaly are for
+testing, but for the share `train_sick` of them.
 """
 
 import collections
@@ -32,6 +33,7 @@ OPTIONS = {
   'seed': 0,
   'train': 0.6,  # The share of the normal groups that is for training.
   'validation': 0.1,  # And for thresholds; the rest is for testing.
+  'train_sick': 0.0,  # The share of the groups with an anomaly for training.
   'group': '',  # A pattern whose first group is the patient, of file names.
   'labels': '',  # A CSV file, relative to the folder.
 }
@@ -117,8 +119,9 @@ def divide(found: Sequence[Found], options: dict[str, Any]) -> list[Found]:
       return 'validation'
     if one.split:
       return one.split
+    share = options['train_sick'] if one.group in sick else train
     lot = chance(options['seed'], 'split', one.group)
-    return 'test' if one.group in sick or lot >= train else 'train'
+    return 'train' if lot < share else 'test'
 
   return [dataclasses.replace(one, split=split(one)) for one in found]
 
@@ -205,6 +208,11 @@ def _options(data_config: ConfigDict) -> dict[str, Any]:
   given.check_options(data_config.options, NAME, OPTIONS)
   options = OPTIONS | dict(data_config.options)
   train, validation = options['train'], options['validation']
+  if not 0 <= options['train_sick'] <= 1:
+    raise errors.UserError(
+      f'data.options.train_sick is {options["train_sick"]}; it is a share, 0'
+      ' to 1.'
+    )
   if not (train > 0 and validation >= 0 and train + validation <= 1):
     raise errors.UserError(
       f'data.options.train is {train} and validation {validation}; they are '

@@ -41,6 +41,7 @@ LICENCE = 'Apache-2.0'
 OPTIONS = {
   'seed': 0,
   'train': 3,  # Healthy slides of each scanner, A and B.
+  'train_lesion': 0,  # Of scanner A, for methods that learn from a few.
   'validation': 1,  # Healthy slides of scanner A.
   'test_normal': 3,
   'test_lesion': 4,
@@ -188,6 +189,10 @@ def _slides(data_config: ConfigDict) -> list[PhantomSlide]:
     plan('train', number, domain)
     for domain in 'AB'
     for number in range(options['train'])
+  ]
+  train += [
+    plan('train', options['train'] + number, 'A', lesions=number)
+    for number in range(options['train_lesion'])
   ]
   validation = [
     plan('validation', number, 'A') for number in range(options['validation'])
