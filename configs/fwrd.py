@@ -98,7 +98,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
-  """32 px and a dozen steps, for tests."""
+  """32 px, the smallest teacher and five steps, for tests."""
   config = _few(defaults.tiny(_quick(_original(config))))
   config.data.cohorts.few = f'{SICK} and lesion >= 0.8'
   config.data.shots.few = 5
@@ -106,6 +106,8 @@ def tiny(config: ConfigDict) -> ConfigDict:
   config.train.batch = 8
   config.train.log_every = 1
   config.score.batch = 64
+  config.model.teacher = 'tiny'
+  config.train.steps = 5  # Each is saved, array by array.
   return config
 
 

@@ -96,12 +96,14 @@ def phantom(config: ConfigDict) -> ConfigDict:
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
-  """32 px and a dozen steps, for tests."""
+  """32 px, the smallest teacher and five steps, for tests."""
   config = defaults.tiny(_untrained(paper(config)))
   config.data.resize = 0
   config.train.batch = 8
   config.train.log_every = 1
   config.score.batch = 64
+  config.model.teacher = 'tiny'
+  config.train.steps = 5  # Each is saved, array by array.
   return config
 
 
