@@ -31,6 +31,7 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'stain_target': '',  # like this image; '' is a standard one.
         'crop': 'centre',  # Or random: where training images are cut.
         'cohorts': {'normal': ''},  # Queries on index.parquet.
+        'shots': {},  # Of a cohort so many examples, drawn; 0: all.
         'validation': '',
         'test': '',
         'test_per_class': 0,  # Drawn at random with `seed`; 0: all.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
@@ -50,7 +51,7 @@ def train(
   """
   records = open_records(data)
   cohorts = {
-    name: records.select(query) for name, query in config.data.cohorts.items()
+    name: _cohort(records, name, config) for name in config.data.cohorts
   }
   label = records.index['label'].to_numpy()
   info = Info(
@@ -122,6 +123,27 @@ def train(
     facts = {'mpp': seen, 'stain': target}
     workdir.write_json(folder / 'info.json', dataclasses.asdict(info) | facts)
   ocp.save(folder / 'final', state.replace(opt={}, frozen={}))
+
+
+def _cohort(
+  records: Records, name: str, config: ConfigDict
+) -> Int32[np.ndarray, 'n']:
+  """The rows of a cohort; of `data.shots` so many, drawn with the seed.
+
+  Fewer are the first of more.
+  """
+  rows = records.select(config.data.cohorts[name])
+  count = config.data.get('shots', {}).get(name, 0)
+  if count > len(rows) or count < 0:
+    raise UserError(
+      f'{count} examples of cohort {name!r} are asked for, and {len(rows)} fit'
+      f' {config.data.cohorts[name]!r}; set --config.data.shots.{name} to'
+      f' {len(rows)} or less, 0 for all, or change the query.'
+    )
+  if not count:
+    return rows
+  dice = np.random.default_rng(_seed(config.seed, 'shots', name))
+  return np.sort(dice.permutation(rows)[:count])
 
 
 def _opener(

@@ -62,9 +62,10 @@ TEACHERS = {
   'resnet18': Like(_LAYERS, (64, 128, 256), 32, 0, (2, 2, 2), 2),
   'resnet50': Like(_LAYERS, _WIDE, 32, 1 / 4, (3, 4, 6), 3),
   'wide_resnet50_2': Like(_LAYERS, _WIDE, 32, 1 / 2, (3, 4, 6), 3),
-  # Ours: the authors have none for these two.
+  # Ours: the authors have none for these.
   'resnet50v2': Like(_STAGES, _WIDE, 32, 1 / 4, (3, 4, 6), 3),
   'small': Like(_STAGES, (32, 64, 128), 16, 0, (1, 1, 1), 1),
+  'tiny': Like(_STAGES, (4, 8, 16), 16, 0, (1, 1, 1), 1),
 }
 
 
