@@ -31,6 +31,7 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'stain_target': '',  # like this image; '' is a standard one.
         'crop': 'centre',  # Or random: where training images are cut.
         'cohorts': {'normal': ''},  # Queries on index.parquet.
+        'shots': {},  # Of a cohort so many examples, drawn; 0: all.
         'validation': '',
         'test': '',
         'test_per_class': 0,  # Drawn at random with `seed`; 0: all.
@@ -87,7 +88,9 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config.data.options = {
     'seed': 0,
     'train': 3,  # Healthy slides of each scanner, A and B.
+    'train_lesion': 0,  # Slides with lesions, for methods that see a few.
     'validation': 1,  # Healthy slides of scanner A.
+    'validation_lesion': 0,  # For methods that fit a probability.
     'test_normal': 3,
     'test_lesion': 4,
     'side': 2048,  # Of training slides, px.
@@ -122,7 +125,9 @@ def folder(config: ConfigDict) -> ConfigDict:
   config.data.options = {
     'seed': 0,
     'train': 0.6,  # Of the normals of a plain folder; by patient if it says.
+    'train_sick': 0.0,  # Of the patients with an anomaly.
     'validation': 0.1,
+    'validation_sick': 0.0,
     'group': '',  # A pattern for file names, whose group is the patient.
     'labels': '',  # A CSV file in data.path: path,label[,group,split,...].
   }
@@ -149,6 +154,8 @@ def slides(config: ConfigDict) -> ConfigDict:
     'splits': '',
     'group': '',
     'seed': 0,
+    'train_sick': 0.0,  # Of the patients with a lesion.
+    'validation_sick': 0.0,
     'mpp': 0.0,
     'slide_mpp': 0.0,
     'tissue': 0.5,
@@ -170,6 +177,7 @@ def camelyon16(config: ConfigDict, tile: int = 0) -> ConfigDict:
     'tile': tile,
     'seed': 0,
     'validation': 0.1,  # Of the normal slides for training.
+    'validation_tumour': 0.0,  # Of the others, for supervised methods.
     # Patches that are drawn; 0: all; -1: as many as the protocol has.
     'normal': -1,
     'tumour': -1,

@@ -5,11 +5,12 @@ import dataclasses
 import itertools
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
@@ -50,16 +51,22 @@ def train(
   """
   records = open_records(data)
   cohorts = {
-    name: records.select(query) for name, query in config.data.cohorts.items()
+    name: _cohort(records, name, config) for name in config.data.cohorts
   }
+  label = records.index['label'].to_numpy()
   info = Info(
     image=(config.data.size, config.data.size, config.data.channels),
     batch=config.train.batch,
     examples={name: len(rows) for name, rows in cohorts.items()},
+    labels={
+      name: tuple(int((label[rows] == kind).sum()) for kind in (0, 1))
+      for name, rows in cohorts.items()
+    },
   )
   mesh = sharding.make_mesh(devices)
   rows = sharding.batch_sharding(mesh, info.batch)
-  method, given, weights = assemble(config, info, mesh)
+  method = methods.build(config, info)
+  given, weights = load_parts(method.needs, config, info, mesh)
   pretrained.check_same(provenance.get('weights', []), weights)
   phases = (augment.wrap(p, config.train.augment) for p in method.phases)
   target = stain.target_of(config.data)
@@ -118,6 +125,27 @@ def train(
   ocp.save(folder / 'final', state.replace(opt={}, frozen={}))
 
 
+def _cohort(
+  records: Records, name: str, config: ConfigDict
+) -> Int32[np.ndarray, 'n']:
+  """The rows of a cohort; of `data.shots` so many, drawn with the seed.
+
+  Fewer are the first of more.
+  """
+  rows = records.select(config.data.cohorts[name])
+  count = config.data.get('shots', {}).get(name, 0)
+  if count > len(rows) or count < 0:
+    raise UserError(
+      f'{count} examples of cohort {name!r} are asked for, and {len(rows)} fit'
+      f' {config.data.cohorts[name]!r}; set --config.data.shots.{name} to'
+      f' {len(rows)} or less, 0 for all, or change the query.'
+    )
+  if not count:
+    return rows
+  dice = np.random.default_rng(_seed(config.seed, 'shots', name))
+  return np.sort(dice.permutation(rows)[:count])
+
+
 def _opener(
   records: Records, cohorts: dict, rows: jax.sharding.Sharding, config
 ) -> loop.OpenCohorts:
@@ -149,18 +177,14 @@ def _opener(
   return open_cohorts
 
 
-def assemble(
-  config: ConfigDict, info: Info, mesh: jax.sharding.Mesh
-) -> tuple[Method, State, list[dict]]:
-  """A method, the state it begins with, and where pretrained parts are from."""
-  method = methods.build(config, info)
-  loaded = {
-    part: pretrained.load(part, config.model, info) for part in method.needs
-  }
+def load_parts(
+  parts: Iterable[str], config: ConfigDict, info: Info, mesh: jax.sharding.Mesh
+) -> tuple[State, list[dict]]:
+  """The state with these pretrained parts, and where they are from."""
+  loaded = {part: pretrained.load(part, config.model, info) for part in parts}
   frozen = {part: tree for part, (tree, _) in loaded.items()}
   given = jax.device_put(State(frozen=frozen), sharding.replicated(mesh))
-  weights = [{'part': part} | facts for part, (_, facts) in loaded.items()]
-  return method, given, weights
+  return given, [{'part': part} | facts for part, (_, facts) in loaded.items()]
 
 
 def shapes(method: Method, state: State, info: Info, batch: int) -> Score:

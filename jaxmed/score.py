@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from orbax.checkpoint import v1 as ocp
 
-from jaxmed import errors, learn, pretrained, workdir
+from jaxmed import errors, learn, methods, pretrained, workdir
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
-from jaxmed.method import Batch, Info
+from jaxmed.method import Batch, Info, State
 from jaxmed.pipeline import Cohort, open_cohort, read_batch, stain
 from jaxmed.training import loop, sharding
 
@@ -80,14 +80,26 @@ class Run:
         'did not reach the end of training; launch it again to go on.'
       )
     facts = workdir.read_json(self.folder / 'info.json')
-    self.info = Info(tuple(facts['image']), facts['batch'], facts['examples'])
+    self.info = Info(
+      tuple(facts['image']),
+      facts['batch'],
+      facts['examples'],
+      facts.get('labels', {}),
+    )
     self.mpp = facts['mpp']  # Seen in training; None if the data doesn't say.
     mesh = sharding.make_mesh(devices or jax.local_devices())
-    method, given, self.weights = learn.assemble(self.config, self.info, mesh)
-    pretrained.check_same(_weights_of(self.folder), self.weights)
+    method = methods.build(self.config, self.info)
     self.method = stain.wrap(method, facts.get('stain'))
     place = sharding.place(mesh, self.method.sharding)
-    end = loop.plan(self.method, place, given)[-1][0]
+    shapes = {
+      part: pretrained.shapes(part, self.config.model, self.info)
+      for part in method.needs
+    }
+    end = loop.plan(self.method, place, State(frozen=shapes))[-1][0]
+    given, self.weights = learn.load_parts(
+      end.frozen, self.config, self.info, mesh
+    )
+    pretrained.check_same(_weights_of(self.folder), self.weights)
     state = ocp.load(self.folder / 'final', end.replace(opt={}, frozen={}))
     self.state = state.replace(frozen=given.frozen)
     self.batch = self.config.score.batch

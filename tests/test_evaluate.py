@@ -23,6 +23,7 @@ METRICS = {
   'oracle_youden_accuracy',
   'oracle_youden_f1',
   'oracle_best_f1',
+  'oracle_best_f1_accuracy',
 }
 
 

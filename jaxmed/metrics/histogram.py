@@ -94,17 +94,35 @@ def youden_point(counts: Falling) -> tuple[np.ndarray, ...]:
   index = _ratio(true, true[..., -1:], 0.0) - _ratio(
     false, false[..., -1:], 0.0
   )
-  best = np.where(counts.both, index.argmax(axis=-1), 0)[..., None]
-  fp = np.take_along_axis(false, best, -1)[..., 0]
-  tp = np.take_along_axis(true, best, -1)[..., 0]
-  return false[..., -1] - fp, fp, true[..., -1] - tp, tp
+  return _counts_at(counts, index.argmax(axis=-1))
+
+
+def best_f1_point(counts: Falling) -> tuple[np.ndarray, ...]:
+  """TN, FP, FN, TP at the largest F1; of equals the lowest cut.
+
+  Where a class is missing nothing is called anomalous.
+  """
+  rising = _f1(counts)[..., ::-1]
+  return _counts_at(counts, rising.shape[-1] - 1 - rising.argmax(axis=-1))
 
 
 def best_f1(counts: Falling) -> Float[np.ndarray, '*r']:
   """The largest F1 of any cut; NaN where a class is missing."""
+  return np.where(counts.both, _f1(counts).max(axis=-1), np.nan)
+
+
+def _f1(counts: Falling) -> Float[np.ndarray, '*r cuts']:
   false, true = counts
-  values = _ratio(2 * true, true + false + true[..., -1:], 0.0).max(axis=-1)
-  return np.where(counts.both, values, np.nan)
+  return _ratio(2 * true, true + false + true[..., -1:], 0.0)
+
+
+def _counts_at(counts: Falling, cut) -> tuple[np.ndarray, ...]:
+  """TN, FP, FN, TP."""
+  false, true = counts
+  best = np.where(counts.both, cut, 0)[..., None]
+  fp = np.take_along_axis(false, best, -1)[..., 0]
+  tp = np.take_along_axis(true, best, -1)[..., 0]
+  return false[..., -1] - fp, fp, true[..., -1] - tp, tp
 
 
 def roc_on_grid(

@@ -11,6 +11,12 @@ from jaxmed.metrics.bootstrap import Number
 Scores = Float[np.ndarray, 'n']
 
 GRID = np.linspace(0, 1, 101)  # Where the curves are given.
+ORACLES = (
+  'oracle_youden_accuracy',
+  'oracle_youden_f1',
+  'oracle_best_f1',
+  'oracle_best_f1_accuracy',  # What FW-RD's code calls its accuracy.
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Resampled:
 
   auroc: Float[np.ndarray, 'resamples']
   ap: Float[np.ndarray, 'resamples']
-  oracle: Float[np.ndarray, 'resamples 3']
+  oracle: Float[np.ndarray, 'resamples 4']
   tpr: Float[np.ndarray, 'resamples g'] | None
   precision: Float[np.ndarray, 'resamples g'] | None
 
@@ -74,23 +80,25 @@ def resampled(
   def measure(sums):
     counts = histogram.falling(sums)
     tuned = roc.Confusion(*histogram.youden_point(counts))
+    at_f1 = roc.Confusion(*histogram.best_f1_point(counts))
     columns = (
       histogram.auroc(counts),
       histogram.average_precision(counts),
       np.where(counts.both, tuned.accuracy, np.nan),
       np.where(counts.both, tuned.f1, np.nan),
       histogram.best_f1(counts),
+      np.where(counts.both, at_f1.accuracy, np.nan),
     )
     curves = histogram.roc_on_grid, histogram.precision_on_grid
     parts = [np.stack(columns, axis=1), *(f(counts, grid) for f in curves)]
     return np.concatenate(parts, axis=1)
 
   found = bootstrap.resampled(_histograms(test, scores), measure, test.counts)
-  tpr, precision = np.split(found[:, 5:], 2, axis=1)
+  tpr, precision = np.split(found[:, 6:], 2, axis=1)
   return Resampled(
     found[:, 0],
     found[:, 1],
-    found[:, 2:5],
+    found[:, 2:6],
     tpr if with_curves else None,
     precision if with_curves else None,
   )
@@ -135,15 +143,15 @@ def sensitivity_at(test: Sample, scores: Scores, cut: float) -> Number:
 
 def oracle(test: Sample, scores: Scores, many: Resampled) -> dict[str, Number]:
   """Metrics whose threshold is tuned on the test itself, in each resample."""
-  values = (np.nan,) * 3
+  values = (np.nan,) * len(ORACLES)
   if not test.lacking:
-    best = roc.youden(test.labels, scores)
-    cut = roc.confusion(test.labels, scores, best.threshold)
-    values = cut.accuracy, cut.f1, roc.best_f1(test.labels, scores).f1
-  names = 'oracle_youden_accuracy', 'oracle_youden_f1', 'oracle_best_f1'
+    at = lambda best: roc.confusion(test.labels, scores, best.threshold)
+    youden = at(roc.youden(test.labels, scores))
+    best = roc.best_f1(test.labels, scores)
+    values = youden.accuracy, youden.f1, best.f1, at(best).accuracy
   return {
     name: _number(test, value, column)
-    for name, value, column in zip(names, values, many.oracle.T, strict=True)
+    for name, value, column in zip(ORACLES, values, many.oracle.T, strict=True)
   }
 
 

@@ -39,6 +39,7 @@ class Small(Staged):
   """
 
   every = ('stage1', 'stage2', 'stage3')
+  width = 32  # Of the first stage; each is twice as wide as the one before.
 
   @nn.compact
   def features(self, x, train, valid):
@@ -46,7 +47,7 @@ class Small(Staged):
     for number, stage in enumerate(self.stages):
       for layer in range(2):
         x = nn.Conv(
-          32 * 2**number,
+          self.width * 2**number,
           (3, 3),
           strides=2 if layer == 0 else 1,
           dtype=self.dtype,
@@ -66,6 +67,12 @@ class Small(Staged):
     return Table(TORCH, (('{layer}.{leaf}', '{layer}/{leaf}'),), ignore)
 
 
+class Tiny(Small):
+  """The same, for tests of what is trained beside it."""
+
+  width = 4
+
+
 NETWORKS = {
   'alexnet': AlexNet,
   'densenet121': DenseNet121,
@@ -74,6 +81,7 @@ NETWORKS = {
   'resnet50v2': ResNet50V2,
   'small': Small,
   'squeezenet1_1': SqueezeNet,
+  'tiny': Tiny,
   'vgg16': VGG16,
   'wide_resnet50_2': WideResNet50,
 }

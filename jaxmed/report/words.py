@@ -41,6 +41,7 @@ METRICS = {
   'oracle_youden_accuracy': 'Accuracy at Youden’s threshold',
   'oracle_youden_f1': 'F1 at Youden’s threshold',
   'oracle_best_f1': 'Best F1',
+  'oracle_best_f1_accuracy': 'Accuracy at the best F1',
 }
 
 

@@ -131,7 +131,7 @@ def training_places(
   those of `scoring_places`.
   """
   across, down = mask.downsample
-  inside = _surrounded(mask.pixels, wrap=strict)
+  inside = surrounded(mask.pixels, wrap=strict)
   column, row = np.nonzero(inside.T)  # In the authors' order: by x.
   centres = np.stack([np.floor(column * across), np.floor(row * down)])
   centres = centres.astype(np.int64)
@@ -145,7 +145,7 @@ def training_places(
   return Places(tile, (x - half).astype(np.int32), (y - half).astype(np.int32))
 
 
-def _surrounded(
+def surrounded(
   pixels: Bool[np.ndarray, 'height width'], wrap: bool
 ) -> Bool[np.ndarray, 'height width']:
   """Marked pixels whose four diagonal neighbours are marked."""

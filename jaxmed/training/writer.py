@@ -35,7 +35,8 @@ class Meter:
     self._restart()
 
   def step(self, phase: Phase) -> None:
-    self._now['images'] += self._batch * phase.batches * len(phase.cohorts)
+    drawn = self._batch * phase.batches * len(phase.cohorts)
+    self._now['images'] += drawn if phase.seen is None else phase.seen
     self._now['flops'] += self._flops.get(phase.name, math.nan)
 
   def waiting(self, batches: Iterator[Batches]) -> Iterator[Batches]:

@@ -14,7 +14,7 @@ from tests.golden import check, filling, munit, tissue
 
 HERE = pathlib.Path(__file__).parent
 SHARED = HERE.parents[2] / 'shared' / 'golden'
-SLOW = {'backbones'}  # Cases of large networks.
+SLOW = {'backbones', 'rd4ad', 'fwrd'}  # Cases of large networks.
 
 
 def cases() -> list[pathlib.Path]:

@@ -244,6 +244,7 @@ def _metrics(label, score) -> dict:
     'oracle_youden_accuracy': near(0.79),
     'oracle_youden_f1': near(0.78),
     'oracle_best_f1': near(0.8),
+    'oracle_best_f1_accuracy': near(0.78),
   }
 
 
