@@ -50,14 +50,14 @@ class _Events(NamedTuple):
   """Confidences of all slides as places among the falling thresholds.
 
   `false` and `true` are pairs of arrays: whose slide, and from which
-  threshold on an event counts. `lowest` is of each slide's own lowest
-  confidence, -1 where it has none.
+  threshold on an event counts. `own` is from which threshold on a true one
+  would count if it were compared in float64.
   """
 
   thresholds: Float[np.ndarray, 't']
   false: tuple[np.ndarray, np.ndarray]
   true: tuple[np.ndarray, np.ndarray]
-  lowest: Int[np.ndarray, 'slides']
+  own: Int[np.ndarray, 'true']
 
 
 def curve(slides: Sequence[Hits], strict: bool = False) -> Curve:
@@ -104,7 +104,7 @@ def resampled(
   most = rates.max() * len(slides)
   count = _thresholds_needed(events, counts, most)
   # A slide's own lowest threshold as a column of its own: drawn or not.
-  lows, low = np.unique(events.lowest, return_inverse=True)
+  lows, low = np.unique(_lowest(events, len(slides)), return_inverse=True)
   statistics = np.concatenate(
     [
       _histogram(events.false, len(slides), count),
@@ -183,13 +183,18 @@ def _events(slides: Sequence[Hits], strict: bool) -> _Events:
     found = np.isfinite(true)
     true, of_true = true[found], of_true[found]
   values = np.unique(np.concatenate([false, true.astype(np.float64)]))[::-1]
-  own_false, own_true = _place(values, false), _place(values, true)
-  lowest = np.full(len(slides), -1)
-  np.maximum.at(lowest, of_false, own_false)
-  np.maximum.at(lowest, of_true, own_true)
+  own = at = _place(values, true)
   if strict:  # Compared in float32, even with a threshold that is float64.
-    own_true = _place(values.astype(np.float32), true)
-  return _Events(values, (of_false, own_false), (of_true, own_true), lowest)
+    at = _place(values.astype(np.float32), true)
+  return _Events(values, (of_false, _place(values, false)), (of_true, at), own)
+
+
+def _lowest(events: _Events, slides: int) -> Int[np.ndarray, 'slides']:
+  """The place of each slide's own lowest confidence; -1 if it has none."""
+  lowest = np.full(slides, -1)
+  np.maximum.at(lowest, *events.false)
+  np.maximum.at(lowest, events.true[0], events.own)
+  return lowest
 
 
 def _joined(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
