@@ -215,9 +215,17 @@ def _official_order(slides, thresholds) -> Int[np.ndarray, 'n']:
   float32 with each other, so that near ties lie as the set happens to give
   them. Only the same set gives the same order.
   """
-  false = np.concatenate([slide.false for slide in slides]).tolist()
-  true = list(np.concatenate([slide.best for slide in slides]))
-  return _place(thresholds, np.array(sorted(set(false + true)), np.float64))
+  false = np.concatenate([slide.false for slide in slides])
+  true = np.concatenate([slide.best for slide in slides])
+  distinct = np.unique(false)
+  if (np.diff(distinct.astype(np.float32)) > 0).all():
+    # Then everything compares as float32, and equals stay as the set has them.
+    # Python's floats of the same values lie in a set as float32 do.
+    values = np.array(list(set(false.tolist() + true.tolist())), np.float64)
+    values = values[np.argsort(values.astype(np.float32), kind='stable')]
+  else:
+    values = np.array(sorted(set(false.tolist() + list(true))), np.float64)
+  return _place(thresholds, values)
 
 
 def _histogram(events, slides: int, count: int) -> Float[np.ndarray, 's t']:

@@ -139,25 +139,30 @@ def hits(
   rows = np.asarray(detections, np.float64).reshape(-1, 3)
   confidence = rows[:, 0]
   start, kind = (0.0, np.float32) if strict else (-np.inf, np.float64)
-  count = 0 if found_in is None else len(found_in.itc)
-  best, kept = np.full(count, start, kind), np.full(count, -1)
   if found_in is None:
-    return Hits(confidence, best, kept, 0)
+    return Hits(confidence, np.zeros(0, kind), np.zeros(0, np.int64), 0)
   label = _labels_at(found_in.labels, rows[:, 1:], downsample)
-  lesions = np.concatenate([[False], ~found_in.itc])
-  (number,) = (lesions[label] & (confidence.astype(kind) > start)).nonzero()
-  region, offered = label[number] - 1, confidence[number].astype(kind)
-  np.maximum.at(best, region, offered)
-  highest = (offered == best[region]).nonzero()[0][::-1]
-  kept[region[highest]] = number[highest]  # The last written is the first.
-  return Hits(confidence[label == 0], best, kept, int(lesions.sum()))
+  # Detections of a slide are few: a loop is quicker than twenty array calls.
+  offered, region = confidence.astype(kind).tolist(), label.tolist()
+  itc = [True, *found_in.itc.tolist()]
+  best, kept = [start] * len(itc), [-1] * len(itc)
+  for number, one in enumerate(region):
+    if not itc[one] and offered[number] > best[one]:
+      best[one], kept[one] = offered[number], number
+  return Hits(
+    confidence[label == 0],
+    np.array(best[1:], kind),
+    np.array(kept[1:], np.int64),
+    itc.count(False),
+  )
 
 
 def _labels_at(labels, places, downsample) -> Int[np.ndarray, 'n']:
   """Of places (x, y) in level 0; 0 beyond the mask."""
-  column, row = np.floor(places / downsample).astype(np.int64).T
+  column, row = np.floor(places.T / downsample).astype(np.int64)
   height, width = labels.shape
-  inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+  # Below 0 is huge without a sign.
+  inside = (row.view(np.uint64) < height) & (column.view(np.uint64) < width)
   if inside.all():
     return labels[row, column]
   found = np.zeros(len(places), labels.dtype)
