@@ -1,7 +1,9 @@
 """Slides as one stream: what is scored, kept, resumed and told of failures."""
 
+import dataclasses
 import json
 import pathlib
+import threading
 import types
 
 import jax
@@ -167,6 +169,31 @@ def test_slides_share_batches_and_not_one_bit(run, slides, monkeypatch):
   total = sum(found.tiles for found in together)
   assert len(batches) == -(-total // BATCH)
   assert set(batches[:-1]) == {BATCH}
+
+
+def test_it_compiles_once_while_the_first_slides_are_opened(
+  folder, slides, monkeypatch
+):
+  run = Run(folder, jax.devices()[:1])
+  compiling, traced, in_time = threading.Event(), [], []
+  score, tissue_of = run.method.score, slide_work.tissue_mask
+
+  def traced_score(*given):
+    compiling.set()
+    traced.append(given)
+    return score(*given)
+
+  def late_tissue(*given):
+    in_time.append(compiling.wait(60))
+    return tissue_of(*given)
+
+  run.method = dataclasses.replace(run.method, score=traced_score)
+  assert run.names and len(traced) == 1  # For the names alone.
+  compiling.clear()
+  monkeypatch.setattr(slide_work, 'tissue_mask', late_tissue)
+  stream(run, [slides / 'a.tif', slides / 'b.tif'])
+  stream(run, [slides / 'c.tif'])
+  assert in_time == [True] * 3 and len(traced) == 2
 
 
 def test_ncrfs_tiles_lie_around_the_pixels_of_level_6(run, slides):

@@ -133,7 +133,8 @@ def draw_overlay(
 def save_overlay(path: str | os.PathLike, overlay: Image.Image) -> None:
   """Writes a PNG that appears whole or not at all."""
   temporary = pathlib.Path(f'{path}.tmp')
-  overlay.save(temporary, format='PNG')
+  # Tissue is grain: harder compression takes twice as long, and gains 8 %.
+  overlay.save(temporary, format='PNG', compress_level=1)
   os.replace(temporary, path)
 
 
