@@ -34,7 +34,16 @@ from jaxmed.evaluate_lesions import read_detections
 from jaxmed.metrics.lesions import suppress
 from jaxmed.provenance import Provenance
 from jaxmed.score import Run
-from jaxmed.slides import annotations, blend, geojson, grid, map_files, tissue
+from jaxmed.slides import (
+  annotations,
+  blend,
+  geojson,
+  grid,
+  heatmap,
+  layers,
+  map_files,
+  tissue,
+)
 from jaxmed.slides.reader import open_slide
 from tests.test_command import pictures
 
@@ -42,6 +51,7 @@ SIDE = 32
 BATCH = 16
 SIZE = (704, 520)
 MAP = 'nearest'
+DRAW = slide_files.draw  # Most tests do without.
 
 
 @pytest.fixture(scope='module')
@@ -548,6 +558,34 @@ def test_few_tiles_may_fail(folder, some, slides, tmp_path, monkeypatch, run):
   assert 0 < len(found.failures) == np.isfinite(whole).sum() - known.sum()
   assert not found.reason
   np.testing.assert_array_equal(found.maps['nearest'][known], whole[known])
+  np.testing.assert_array_equal(found.failed, np.isfinite(whole) & ~known)
+
+
+def test_tiles_that_failed_are_marked_on_the_pictures(some, tmp_path, run):
+  break_tile(some / 'a.tif', 4)
+  run.config.score.max_failed = 0.9
+  with open_slide(some / 'a.tif') as slide:
+    found = slide_stream.score_slide(run, slide)
+  facts = {'group': 'a', 'annotation': '', 'label': -1, 'path': 'a.tif'}
+  slide_files.save(run, tmp_path, tmp_path, facts, found)
+  facts = slide_files.done(tmp_path, 'a')
+  DRAW(run, tmp_path, facts, 1.0)
+  rings = workdir.read_json(tmp_path / 'a_layers.json')['failed']
+  shapes = [annotations.Polygon(layers.corners(ring)) for ring in rings]
+  rows, columns = found.failed.shape
+  seen = annotations.rasterise(shapes, columns, rows, downsample=SIDE)
+  np.testing.assert_array_equal(seen, found.failed)
+  with_marks = np.asarray(Image.open(tmp_path / 'a_overlay.png'))
+  DRAW(run, tmp_path, facts | {'failed': []}, 1.0)
+  without = np.asarray(Image.open(tmp_path / 'a_overlay.png'))
+  changed = (with_marks != without).any(axis=-1)
+  step = heatmap.LONGEST / SIZE[0] * SIDE  # Pixels of the picture a tile.
+  for name, drawn in (('rows', changed.any(1)), ('columns', changed.any(0))):
+    failed = found.failed.any(axis=1 if name == 'rows' else 0)
+    ends = np.flatnonzero(failed)[[0, -1]] + [0, 1]
+    np.testing.assert_allclose(
+      np.flatnonzero(drawn)[[0, -1]], ends * step, atol=3, err_msg=name
+    )
 
 
 def test_annotations_give_labels(folder, slides, tmp_path, caplog):
