@@ -205,6 +205,16 @@ class Run:
     while under_way:
       yield _on_host(*under_way.popleft())
 
+  def compile(self, maps: tuple[str, ...] = ()) -> None:
+    """Compiles the scoring of 8-bit batches, unless some were scored before.
+
+    A search is compiled when it is first made: it would be made here.
+    """
+    if (maps, False) not in self._scored and self.method.search is None:
+      shape = self.batch, *self.info.image
+      rows = np.full(self.batch, -1)
+      self._score(self.place(np.zeros(shape, np.uint8), rows), maps, False)
+
   def place(self, images: np.ndarray, rows: np.ndarray) -> Batch:
     """Images as one batch on the devices, filled up with row -1."""
     short = self.batch - len(images)
@@ -236,6 +246,7 @@ class Run:
       yield self.place(stack, np.arange(start, start + len(stack)))
 
   def _score(self, batch: Batch, maps: tuple[str, ...], panels: bool):
+    self._scored.add((maps, panels))
     found = ()
     if self.method.search is not None:
       found = self._search(batch)
@@ -248,6 +259,11 @@ class Run:
     for number in range(self.method.search.steps):
       found = step(self._key, self.state, batch, found, jnp.int32(number))
     return (found,)
+
+  @functools.cached_property
+  def _scored(self) -> set[tuple[tuple[str, ...], bool]]:
+    """With which maps, and with or without panels."""
+    return set()
 
   @functools.cached_property
   def _searching(self):
