@@ -61,7 +61,7 @@ def _variables(network: str, weights: str):
   model = ConfigDict(
     {'lpips': network, 'lpips_weights': weights, 'weights_seed': 0}
   )
-  side = networks.find(network)[2]
+  side = networks.network(network).least
   info = Info((side, side, 3), 1, {})
   return jax.device_put(pretrained.load('lpips', model, info)[0])
 

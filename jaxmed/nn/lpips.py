@@ -25,22 +25,17 @@ from jaxtyping import Array, Float
 
 from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images, PyTree
+from jaxmed.nn.staged import Staged
 from jaxmed.nn.trunk import NETWORKS
 from jaxmed.ops import resize
 
-# Of each kind: the trunk, the stages that are compared, and the least height
-# and width for which the last of them has a place at all.
+# Of each kind: the trunk, and the stages that are compared.
 KINDS = {
-  'alex': ('alexnet', ('relu1', 'relu2', 'relu3', 'relu4', 'relu5'), 31),
-  'vgg': (
-    'vgg16',
-    ('relu1_2', 'relu2_2', 'relu3_3', 'relu4_3', 'relu5_3'),
-    16,
-  ),
+  'alex': ('alexnet', ('relu1', 'relu2', 'relu3', 'relu4', 'relu5')),
+  'vgg': ('vgg16', ('relu1_2', 'relu2_2', 'relu3_3', 'relu4_3', 'relu5_3')),
   'squeeze': (
     'squeezenet1_1',
     ('relu1', 'fire3', 'fire5', 'fire6', 'fire7', 'fire8', 'fire9'),
-    17,
   ),
 }
 # Of images in [-1, 1]: nearly ImageNet's, rounded by the authors.
@@ -62,8 +57,7 @@ class Lpips(nn.Module):
   heads: bool = True  # False: squared differences are summed as they are.
 
   def setup(self):
-    name, stages, _ = find(self.kind)
-    self.network = NETWORKS[name](dtype=self.dtype, last=stages[-1])
+    self.network = network(self.kind, dtype=self.dtype)
     if self.heads:
       self.weights = [
         self.param(f'head_{i}', lambda key, w=w: jnp.asarray(w))
@@ -131,16 +125,22 @@ def published_heads(kind: str) -> tuple[np.ndarray, ...]:
     )
 
 
-def find(kind: str) -> tuple[str, tuple[str, ...], int]:
+def find(kind: str) -> tuple[str, tuple[str, ...]]:
   """The entry of KINDS."""
   if kind not in KINDS:
     raise unknown('network of LPIPS', kind, KINDS)
   return KINDS[kind]
 
 
+def network(kind: str, **fields) -> Staged:
+  """The trunk of a kind, down to its last stage."""
+  name, stages = find(kind)
+  return NETWORKS[name](last=stages[-1], **fields)
+
+
 def check(kind: str, x: Images, y: Images) -> None:
   """Whether two batches can be compared, by their shapes."""
-  least = find(kind)[2]
+  least = network(kind, parent=None).least  # Nobody's part, just looked at.
   if x.ndim != 4 or x.shape != y.shape:
     raise UserError(
       'LPIPS compares two batches [b, h, w, c] of one shape, but got '

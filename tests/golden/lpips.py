@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from jaxmed.nn import lpips
-from jaxmed.nn.trunk import NETWORKS
 from jaxmed.weights.names import from_foreign
 from tests.conftest import ROOT
 from tests.golden import check, filling
@@ -40,7 +39,7 @@ class Measure:
   """LPIPS of images in [-1, 1], with these weights of the trunk."""
 
   def __init__(self, kind: str, weights: dict[str, np.ndarray]):
-    trunk = NETWORKS[lpips.find(kind)[0]]()
+    trunk = lpips.network(kind)
     image = jnp.zeros((1, 64, 64, 3))
     target = jax.eval_shape(trunk.init, jax.random.key(0), image)
     filled = from_foreign(trunk.table(), weights, target)
