@@ -134,9 +134,7 @@ def test_the_map_is_of_the_images_size_and_high_where_they_differ():
 def test_gray_is_repeated():
   gray, other = X[..., :1], Y[..., :1]
   three = compiled('squeeze')(gray.repeat(3, -1), other.repeat(3, -1))
-  np.testing.assert_allclose(
-    compiled('squeeze')(gray, other), three, rtol=1e-5
-  )
+  np.testing.assert_allclose(compiled('squeeze')(gray, other), three, rtol=1e-5)
 
 
 def test_bfloat16_is_near():
