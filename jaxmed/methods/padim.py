@@ -50,7 +50,7 @@ from jaxmed.method import (
   State,
   valid_mean,
 )
-from jaxmed.nn.trunk import deepest, trunk
+from jaxmed.nn.trunk import Trunk, deepest, trunk
 from jaxmed.ops import resize, triangle
 from jaxmed.ops.maps import anomaly_map
 
@@ -250,7 +250,9 @@ def build(config: ConfigDict, info: Info) -> Method:
   )
 
 
-def _check(model: ConfigDict, network, info: Info) -> tuple[int, int, int]:
+def _check(
+  model: ConfigDict, network: Trunk, info: Info
+) -> tuple[int, int, int]:
   """What is configured can be done; gives the grid and all channels."""
   for name in model.layers:
     if name not in network.stages:
