@@ -24,6 +24,7 @@ from jaxmed.nn.norms import BatchNorm
 from jaxmed.nn.staged import wide
 from jaxmed.nn.torchlike import HE
 from jaxmed.nn.trunk import trunk
+from jaxmed.ops.convolve import convolve
 from jaxmed.weights.names import TORCH, Table
 
 # PyTorch's of a layer that nobody initialises; its authors left the transposed
@@ -70,7 +71,7 @@ TEACHERS = {
 
 
 class Conv(nn.Module):
-  """A convolution as PyTorch pads it, without bias; 1 x 1 as a product."""
+  """A convolution as PyTorch pads it, without bias."""
 
   features: int
   window: int
@@ -82,16 +83,7 @@ class Conv(nn.Module):
     shape = self.window, self.window, x.shape[-1], self.features
     kernel = self.param('kernel', HE, shape)
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    if self.window == 1:
-      return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-    pad = self.window // 2
-    return jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (self.stride, self.stride),
-      ((pad, pad), (pad, pad)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    return convolve(x, kernel, self.stride)
 
 
 class Double(nn.Module):
