@@ -109,7 +109,13 @@ def _phase(batches: int = 1) -> Phase:
     return drawn, {'lazy': jnp.ones(())}
 
   return Phase(
-    'p', lambda key, state: state, step, ('a', 'b'), 5, batches, {4: lazy}
+    'p',
+    lambda key, state: state,
+    step,
+    ('a', 'b'),
+    5,
+    batches,
+    every={4: lazy},
   )
 
 
