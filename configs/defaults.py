@@ -4,6 +4,14 @@ from ml_collections import ConfigDict
 
 from jaxmed import errors
 
+# In `model` of methods that reconstruct: what the score `lpips` needs, once
+# score.names or score.maps has it.
+LPIPS = {
+  'lpips': 'squeeze',  # Or alex, vgg.
+  'lpips_weights': 'imagenet',  # Or random, or a checkpoint's path.
+  'weights_seed': 0,  # Of random ones.
+}
+
 
 def defaults(method: str, preset: str) -> ConfigDict:
   """The groups data, train, score, eval and report; a method adds model."""
@@ -39,6 +47,8 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'keep': 2,
         'log_every': 10,
         'fsdp': False,
+        'init_from': '',  # A run's folder, or a checkpoint: first weights.
+        'init_parts': (),  # Of the method, to take from there; (): all.
       },
       'score': {
         'batch': 64,
@@ -80,6 +90,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
     'train': 3,  # Healthy slides of each scanner, A and B.
     'train_lesion': 0,  # Slides with lesions, for methods that see a few.
     'validation': 1,  # Healthy slides of scanner A.
+    'validation_lesion': 0,  # For methods that fit a probability.
     'test_normal': 3,
     'test_lesion': 4,
     'side': 2048,  # Of training slides, px.
@@ -116,6 +127,7 @@ def folder(config: ConfigDict) -> ConfigDict:
     'train': 0.6,  # Of the normals of a plain folder; by patient if it says.
     'train_sick': 0.0,  # Of the patients with an anomaly.
     'validation': 0.1,
+    'validation_sick': 0.0,
     'group': '',  # A pattern for file names, whose group is the patient.
     'labels': '',  # A CSV file in data.path: path,label[,group,split,...].
   }
@@ -142,6 +154,8 @@ def slides(config: ConfigDict) -> ConfigDict:
     'splits': '',
     'group': '',
     'seed': 0,
+    'train_sick': 0.0,  # Of the patients with a lesion.
+    'validation_sick': 0.0,
     'mpp': 0.0,
     'slide_mpp': 0.0,
     'tissue': 0.5,
@@ -163,6 +177,7 @@ def camelyon16(config: ConfigDict, tile: int = 0) -> ConfigDict:
     'tile': tile,
     'seed': 0,
     'validation': 0.1,  # Of the normal slides for training.
+    'validation_tumour': 0.0,  # Of the others, for supervised methods.
     # Patches that are drawn; 0: all; -1: as many as the protocol has.
     'normal': -1,
     'tumour': -1,

@@ -25,6 +25,7 @@ def paper(config: ConfigDict) -> ConfigDict:
       'tanh': True,  # At the encoder's end.
       'penalty': 10.0,  # lambda.
       'kappa': 1.0,  # Of features, in the encoder's loss and the score.
+      **defaults.LPIPS,
     }
   )
   config.train.batch = 64
@@ -83,11 +84,13 @@ def tiny(config: ConfigDict) -> ConfigDict:
   """32 px and a dozen steps, for tests."""
   config = defaults.tiny(_narrow(paper(config)))
   config.data.resize = 0
-  config.model.update({'dim': 2, 'z': 4})
+  config.model.update({'dim': 2, 'z': 4, 'lpips_weights': 'random'})
   config.train.update({'batch': 8, 'critics': 2, 'encoder_steps': 6})
   config.train.steps = 6
   config.train.augment = ()
   config.train.log_every = 1
+  config.score.names += ('lpips',)
+  config.score.maps += ('lpips',)
   return config
 
 

@@ -39,6 +39,11 @@ def _original(config: ConfigDict) -> ConfigDict:
       'discriminator': {'dim': 64, 'layers': 4, 'scales': 3},
       'gan': 'lsgan',
       'tied_init': False,  # Both generators start from one draw.
+      'vgg': 'vgg16',  # Of train.weights.vgg, if that is not 0.
+      'vgg_weights': 'imagenet',  # Or random, or a checkpoint's path.
+      'vgg_input': 'caffe',  # As the original's; torchvision's weights want
+      # 'torchvision'.
+      **defaults.LPIPS,
     }
   )
   config.train.batch = 1

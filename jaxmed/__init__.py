@@ -4,6 +4,7 @@ run = jaxmed.train(config, 'runs/mine')  # The whole way to a report.
 run = jaxmed.load('runs/mine')
 run.score(['a.png', 'b.png']).anomalous
 jaxmed.normalise_stain(['a.png', 'b.png'])  # For the eye.
+jaxmed.lpips('a.png', 'b.png')  # How different they look.
 """
 
 import os
@@ -17,8 +18,8 @@ if typing.TYPE_CHECKING:
 
   from jaxmed.score import Run
 
-__version__ = '0.2.0'
-__all__ = ['load', 'normalise_stain', 'train']
+__version__ = '0.3.0'
+__all__ = ['load', 'lpips', 'normalise_stain', 'train']
 
 
 def train(
@@ -59,3 +60,27 @@ def normalise_stain(
   from jaxmed import stain_files
 
   return stain_files.normalise(images, method, target)
+
+
+def lpips(
+  x: 'np.ndarray | str | os.PathLike | Sequence',
+  y: 'np.ndarray | str | os.PathLike | Sequence',
+  network: str = 'squeeze',
+  range: tuple[float, float] | None = None,
+  weights: str | os.PathLike = 'imagenet',
+  spatial: bool = False,
+) -> 'np.ndarray':
+  """LPIPS, version 0.1: how different x and y look; one number a pair.
+
+  Args:
+    x, y: an image, as an array [h, w] or [h, w, c] or a file, or several as a
+      list or an array [b, h, w, c]; gray or RGB.
+    network: squeeze, alex or vgg. Numbers of different ones do not compare.
+    range: lowest and highest value that a pixel may have, (-1, 1) say. None
+      is (0, 1) for floats, and all of its type for unsigned integers.
+    weights: imagenet, random, or a checkpoint of the network.
+    spatial: a map [h, w] a pair instead.
+  """
+  from jaxmed import perceptual
+
+  return perceptual.lpips(x, y, network, range, weights, spatial)

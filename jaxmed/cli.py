@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from jaxmed import __version__, command, tile_command
+from jaxmed import __version__, command, tile_command, weights_command
 from jaxmed.errors import UserError
 
 THUMBNAIL = 1600  # Pixels of its longer side.
@@ -193,6 +193,15 @@ def _parser() -> argparse.ArgumentParser:
     metavar='IMAGE',
     help="an image to look like (default: the method's standard)",
   )
+  weights_command.add_options(
+    _add(
+      commands,
+      'weights',
+      _weights,
+      'get, list, check and export trained weights',
+      weights_command.ABOUT,
+    )
+  )
   _add(
     commands,
     'doctor',
@@ -357,6 +366,13 @@ def _stain(parsed) -> None:
   )
   for path, changed in written.items():
     print(f'{path}{"" if changed else ": no stain of H&E, left as it was"}')
+
+
+def _weights(parsed) -> int:
+  command.set_up()
+  text, code = weights_command.run(parsed)
+  print(text)
+  return code
 
 
 def _doctor(parsed) -> int:

@@ -20,7 +20,7 @@ def examine() -> tuple[list[str], list[str]]:
   lines = [
     _line('jaxmed', f'{__version__}, Python {platform.python_version()}')
   ]
-  for tell in (_packages, _devices, _codecs, _slides):
+  for tell in (_packages, _devices, _codecs, _slides, _weights):
     try:
       lines += tell(missing)
     except Exception as error:  # It is for machines where things fail.
@@ -103,6 +103,14 @@ def _slides(missing: list[str]) -> list[str]:
   import openslide
 
   return [_line('slides', f'OpenSlide {openslide.__library_version__}')]
+
+
+def _weights(missing: list[str]) -> list[str]:
+  del missing
+  from jaxmed.weights import store
+
+  stored = ', '.join(store.names()) or 'none stored'
+  return [_line('weights', f'{stored} in {store.folder()}')]
 
 
 def _memory() -> str:

@@ -56,6 +56,8 @@ def evaluate(
     },
     'pixel': _pixel(folder, table, config, warnings),
     'slide': _slides(slides, config, primary, warnings),
+    'slide_rule': config.eval.slide_rule,
+    'slides_folder': _elsewhere(slides, folder),
     'thresholds': {name: part['threshold'] for name, part in scores.items()},
     'curves': {
       name: part['curves'] for name, part in scores.items() if part['curves']
@@ -71,6 +73,15 @@ def evaluate(
   plain = _plain(results)
   workdir.write_json(folder / 'results.json', plain)
   return plain
+
+
+def _elsewhere(slides: pathlib.Path, folder: pathlib.Path) -> str:
+  """Where the slides lie, as seen from the run; '' for its own."""
+  slides, folder = slides.resolve(), folder.resolve()
+  if slides == folder:
+    return ''
+  inside = slides.is_relative_to(folder)
+  return str(slides.relative_to(folder) if inside else slides)
 
 
 class _Warnings:

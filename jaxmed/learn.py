@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jaxmed import errors, methods, pretrained, workdir
+from jaxmed import errors, init_from, methods, pretrained, workdir
 from jaxmed.datasets.records import Records, open_records
 from jaxmed.errors import UserError
 from jaxmed.method import (
@@ -53,19 +53,29 @@ def train(
   cohorts = {
     name: _cohort(records, name, config) for name in config.data.cohorts
   }
+  label = records.index['label'].to_numpy()
   info = Info(
     image=(config.data.size, config.data.size, config.data.channels),
     batch=config.train.batch,
     examples={name: len(rows) for name, rows in cohorts.items()},
+    labels={
+      name: tuple(int((label[rows] == kind).sum()) for kind in (0, 1))
+      for name, rows in cohorts.items()
+    },
   )
   mesh = sharding.make_mesh(devices)
   rows = sharding.batch_sharding(mesh, info.batch)
-  method, given, weights = assemble(config, info, mesh)
+  method = methods.build(config, info)
+  given, weights = load_parts(method.needs, config, info, mesh)
+  pretrained.check_same(provenance.get('weights', []), weights)
   phases = (augment.wrap(p, config.train.augment) for p in method.phases)
   target = stain.target_of(config.data)
   method = stain.wrap(dataclasses.replace(method, phases=tuple(phases)), target)
   _refuse_empty(method, config.data.cohorts, info)
   place = sharding.place(mesh, method.sharding, config.train.fsdp)
+  method, given, origin = init_from.begin(
+    method, given, place, config.train, folder
+  )
   plans = loop.plan(method, place, given)
   _check_names(config, shapes(method, plans[-1][0], info, config.score.batch))
   provenance.add(
@@ -77,6 +87,8 @@ def train(
     },
     weights=weights,
   )
+  if origin:
+    provenance.add(init_from=origin)
   if distributed.is_first():
     workdir.carry_failures(folder, data)
   _, state, rates = run.run(
@@ -165,18 +177,14 @@ def _opener(
   return open_cohorts
 
 
-def assemble(
-  config: ConfigDict, info: Info, mesh: jax.sharding.Mesh
-) -> tuple[Method, State, list[dict]]:
-  """A method, the state it begins with, and where pretrained parts are from."""
-  method = methods.build(config, info)
-  loaded = {
-    part: pretrained.load(part, config.model, info) for part in method.needs
-  }
+def load_parts(
+  parts: Iterable[str], config: ConfigDict, info: Info, mesh: jax.sharding.Mesh
+) -> tuple[State, list[dict]]:
+  """The state with these pretrained parts, and where they are from."""
+  loaded = {part: pretrained.load(part, config.model, info) for part in parts}
   frozen = {part: tree for part, (tree, _) in loaded.items()}
   given = jax.device_put(State(frozen=frozen), sharding.replicated(mesh))
-  weights = [{'part': part} | facts for part, (_, facts) in loaded.items()]
-  return method, given, weights
+  return given, [{'part': part} | facts for part, (_, facts) in loaded.items()]
 
 
 def shapes(method: Method, state: State, info: Info, batch: int) -> Score:

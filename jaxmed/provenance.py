@@ -39,6 +39,10 @@ class Provenance:
       'versions': {p: importlib.metadata.version(p) for p in PACKAGES},
     }
 
+  def get(self, name: str, otherwise=None):
+    """A fact, if an earlier launch has added it."""
+    return self._facts.get(name, otherwise)
+
   def add(self, **facts) -> None:
     """Adds facts and writes the file; one host does."""
     self._facts |= facts

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from orbax.checkpoint import v1 as ocp
 
-from jaxmed import errors, learn, workdir
+from jaxmed import errors, learn, methods, pretrained, workdir
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
-from jaxmed.method import Batch, Info
+from jaxmed.method import Batch, Info, State
 from jaxmed.pipeline import Cohort, open_cohort, read_batch, stain
 from jaxmed.training import loop, sharding
 
@@ -80,13 +80,26 @@ class Run:
         'did not reach the end of training; launch it again to go on.'
       )
     facts = workdir.read_json(self.folder / 'info.json')
-    self.info = Info(tuple(facts['image']), facts['batch'], facts['examples'])
+    self.info = Info(
+      tuple(facts['image']),
+      facts['batch'],
+      facts['examples'],
+      facts.get('labels', {}),
+    )
     self.mpp = facts['mpp']  # Seen in training; None if the data doesn't say.
     mesh = sharding.make_mesh(devices or jax.local_devices())
-    method, given, self.weights = learn.assemble(self.config, self.info, mesh)
+    method = methods.build(self.config, self.info)
     self.method = stain.wrap(method, facts.get('stain'))
     place = sharding.place(mesh, self.method.sharding)
-    end = loop.plan(self.method, place, given)[-1][0]
+    shapes = {
+      part: pretrained.shapes(part, self.config.model, self.info)
+      for part in method.needs
+    }
+    end = loop.plan(self.method, place, State(frozen=shapes))[-1][0]
+    given, self.weights = learn.load_parts(
+      end.frozen, self.config, self.info, mesh
+    )
+    pretrained.check_same(_weights_of(self.folder), self.weights)
     state = ocp.load(self.folder / 'final', end.replace(opt={}, frozen={}))
     self.state = state.replace(frozen=given.frozen)
     self.batch = self.config.score.batch
@@ -192,6 +205,16 @@ class Run:
     while under_way:
       yield _on_host(*under_way.popleft())
 
+  def compile(self, maps: tuple[str, ...] = ()) -> None:
+    """Compiles the scoring of 8-bit batches, unless some were scored before.
+
+    A search is compiled when it is first made: it would be made here.
+    """
+    if (maps, False) not in self._scored and self.method.search is None:
+      shape = self.batch, *self.info.image
+      rows = np.full(self.batch, -1)
+      self._score(self.place(np.zeros(shape, np.uint8), rows), maps, False)
+
   def place(self, images: np.ndarray, rows: np.ndarray) -> Batch:
     """Images as one batch on the devices, filled up with row -1."""
     short = self.batch - len(images)
@@ -223,6 +246,7 @@ class Run:
       yield self.place(stack, np.arange(start, start + len(stack)))
 
   def _score(self, batch: Batch, maps: tuple[str, ...], panels: bool):
+    self._scored.add((maps, panels))
     found = ()
     if self.method.search is not None:
       found = self._search(batch)
@@ -235,6 +259,11 @@ class Run:
     for number in range(self.method.search.steps):
       found = step(self._key, self.state, batch, found, jnp.int32(number))
     return (found,)
+
+  @functools.cached_property
+  def _scored(self) -> set[tuple[tuple[str, ...], bool]]:
+    """With which maps, and with or without panels."""
+    return set()
 
   @functools.cached_property
   def _searching(self):
@@ -268,3 +297,9 @@ def _on_host(batch: Batch, scores) -> Part:
   image, pixel, panels, flags = scores
   batch = jax.tree.map(lambda x: np.asarray(x)[valid], batch)
   return Part(batch, host(image), host(pixel), host(panels), host(flags, bool))
+
+
+def _weights_of(folder: pathlib.Path) -> list[dict]:
+  """The pretrained parts that a run was trained with."""
+  path = folder / 'provenance.json'
+  return workdir.read_json(path).get('weights', []) if path.exists() else []

@@ -126,6 +126,7 @@ def save(
     'tiles': found.tiles,
     'tiles_unnormalised': found.tiles_unnormalised,
     'failures': found.failures,
+    'failed': layers.edges(found.failed_squares(), stride, 1),
     'reason': found.reason,
     'rules': {} if found.reason else _rules(run, found),
   }
@@ -223,6 +224,7 @@ def draw(
     scores,
     label=label,
     polygons=polygons,
+    failed=facts.get('failed', ()),  # Not of slides scored by older versions.
     tissue=np.isfinite(scores.over(width, height)),  # Of the whole slide.
     threshold=threshold(run, name),
     limits=limits,
@@ -243,6 +245,7 @@ def draw(
       'tissue': layers.edges(np.isfinite(values), downsample, step),
       'above': layers.edges(values > threshold(run, name), downsample, step),
       'annotations': layers.rings(polygons, step),
+      'failed': facts.get('failed', []),
     },
   )
 

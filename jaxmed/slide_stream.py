@@ -10,6 +10,7 @@ Nothing holds a whole slide.
 import collections
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +59,7 @@ def score_each(
   """Scores slides in their order; an error in place of one not opened."""
   dense = any(job.dense for job in jobs)
   maps = (run.config.score.dense,) if dense else ()
-  with contextlib.closing(_opened(run, jobs)) as opened:
+  with contextlib.closing(_opened(run, jobs, maps)) as opened:
     works = _flow(run, opened, maps, progress)
     for job, work in zip(jobs, works, strict=True):
       yield job, work.found() if isinstance(work, Work) else work.error
@@ -77,7 +78,9 @@ class _Unopened:
     pass
 
 
-def _opened(run: Run, jobs: Sequence[Job]) -> Iterator[Work | _Unopened]:
+def _opened(
+  run: Run, jobs: Sequence[Job], maps: tuple
+) -> Iterator[Work | _Unopened]:
   """The slides in turn, a few opened ahead; each is closed once it is read."""
 
   def begin(job: Job) -> Work | _Unopened:
@@ -90,13 +93,16 @@ def _opened(run: Run, jobs: Sequence[Job]) -> Iterator[Work | _Unopened]:
       return _Unopened(error, job.tiles)
 
   pool, waiting = ThreadPoolExecutor(SLIDES_AHEAD), collections.deque()
+  left = iter(jobs)
+  ahead = lambda count: waiting.extend(
+    pool.submit(begin, job) for job in itertools.islice(left, count)
+  )
   try:
-    for job in jobs:
-      waiting.append(pool.submit(begin, job))
-      if len(waiting) > SLIDES_AHEAD:
-        yield waiting.popleft().result()
+    ahead(SLIDES_AHEAD + 1)
+    run.compile(maps)  # While these are opened and their tissue is found.
     while waiting:
       yield waiting.popleft().result()
+      ahead(1)
   finally:
     pool.shutdown(cancel_futures=True)
     for future in waiting:  # Of a stream that was left before its end.

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from jaxmed.score import Part, Run
 from jaxmed.slides.blend import Blend
@@ -37,6 +37,7 @@ class SlideFound:
     scores: the largest value of each map, or NaN if `reason` says why not.
     tiles: how many tiles have tissue.
     failures: of tiles that could not be read: level, x, y and the error.
+    failed: which tiles these are.
     reason: why the slide has no score, or ''.
     grid: where the tiles lie; of the NCRF scheme, or where they lie apart,
       the squares in whose middle they are.
@@ -52,6 +53,7 @@ class SlideFound:
   scores: dict[str, float]
   tiles: int
   failures: list[dict]
+  failed: Bool[np.ndarray, 'rows columns']
   reason: str
   grid: Grid
   size: tuple[int, int]
@@ -65,6 +67,11 @@ class SlideFound:
   def over(self, name: str) -> ScoreMap:
     """The map of a score, with the places of its tiles."""
     return ScoreMap(self.maps[name], self.grid, self.size)
+
+  def failed_squares(self) -> Bool[np.ndarray, 'height width']:
+    """What `over(name).squares()` would show of the tiles that failed."""
+    marked = np.where(self.failed, 1.0, np.nan)
+    return np.isfinite(ScoreMap(marked, self.grid, self.size).squares())
 
 
 def scale_of(run: Run, mpp: float, path: pathlib.Path | str = '') -> float:
@@ -126,6 +133,7 @@ class Work:
     self.empty = tissue.size - len(self.places)
     self.left = len(self.places)
     self._failures, self._unnormalised = [], 0
+    self._failed = np.zeros(tissue.shape, bool)
     self._maps = {
       k: np.full(tissue.shape, np.nan, np.float32) for k in run.names
     }
@@ -149,6 +157,7 @@ class Work:
     if isinstance(error, TileError):
       place = {'level': error.level, 'x': error.x, 'y': error.y}
     self._failures.append(place | {'error': str(error)})
+    self._failed[tuple(self.places[number])] = True
     self.left -= 1
 
   def take(self, part: Part, cut: slice) -> None:
@@ -176,6 +185,7 @@ class Work:
       scores,
       len(self.places),
       self._failures,
+      self._failed,
       reason,
       self.grid,
       self.slide.size,

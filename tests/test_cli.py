@@ -273,6 +273,7 @@ def test_tissue_that_cannot_be_shown(slide, tmp_path, capsys):
     (['report'], 'report.html'),
     (['stain'], 'haematoxylin'),
     (['doctor'], 'codecs'),
+    (['weights', 'import'], '--network NETWORK'),
     (['launch'], '--config=CONFIG'),
   ],
 )
@@ -294,7 +295,13 @@ def test_a_wrong_command_line_ends_in_2(argv, capsys):
 def test_the_doctor_names_what_is_missing(capsys, monkeypatch):
   assert cli.main(['doctor']) == 0
   shown = capsys.readouterr().out
-  for name in ('jax 0.', 'devices    8 x cpu', 'OpenSlide', 'missing    none'):
+  for name in (
+    'jax 0.',
+    'devices    8 x cpu',
+    'OpenSlide',
+    'weights    ',
+    'missing    none',
+  ):
     assert name in shown
   assert all(len(line) <= 80 for line in shown.splitlines())
   monkeypatch.setattr(doctor, 'CODECS', ('png', 'none'))

@@ -209,7 +209,8 @@ def test_slides_by_the_rule_that_is_named_first(tmp_path, config):
   }
   (tmp_path / 'later').mkdir()
   pq.write_table(pa.table(slides), tmp_path / 'later/slides.parquet')
-  assert not run(tmp_path, config)['slide']
+  found = run(tmp_path, config)
+  assert not found['slide'] and found['slides_folder'] == ''
   for rule, first in (
     ('max', 'good'),
     ('mean', 'mean.good'),
@@ -217,7 +218,10 @@ def test_slides_by_the_rule_that_is_named_first(tmp_path, config):
     ('top_k', 'top_k.good'),
   ):
     config.eval.slide_rule = rule
-    found = evaluation.evaluate(tmp_path, config, tmp_path / 'later')['slide']
+    results = evaluation.evaluate(tmp_path, config, tmp_path / 'later')
+    assert results['slides_folder'] == 'later'
+    assert results['slide_rule'] == rule
+    found = results['slide']
     assert next(iter(found)) == first and len(found) == 4
   aurocs = {name: metrics['auroc']['value'] for name, metrics in found.items()}
   assert aurocs == {

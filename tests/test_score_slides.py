@@ -1,7 +1,9 @@
 """Slides as one stream: what is scored, kept, resumed and told of failures."""
 
+import dataclasses
 import json
 import pathlib
+import threading
 import types
 
 import jax
@@ -32,7 +34,16 @@ from jaxmed.evaluate_lesions import read_detections
 from jaxmed.metrics.lesions import suppress
 from jaxmed.provenance import Provenance
 from jaxmed.score import Run
-from jaxmed.slides import annotations, blend, geojson, grid, map_files, tissue
+from jaxmed.slides import (
+  annotations,
+  blend,
+  geojson,
+  grid,
+  heatmap,
+  layers,
+  map_files,
+  tissue,
+)
 from jaxmed.slides.reader import open_slide
 from tests.test_command import pictures
 
@@ -40,6 +51,7 @@ SIDE = 32
 BATCH = 16
 SIZE = (704, 520)
 MAP = 'nearest'
+DRAW = slide_files.draw  # Most tests do without.
 
 
 @pytest.fixture(scope='module')
@@ -167,6 +179,31 @@ def test_slides_share_batches_and_not_one_bit(run, slides, monkeypatch):
   total = sum(found.tiles for found in together)
   assert len(batches) == -(-total // BATCH)
   assert set(batches[:-1]) == {BATCH}
+
+
+def test_it_compiles_once_while_the_first_slides_are_opened(
+  folder, slides, monkeypatch
+):
+  run = Run(folder, jax.devices()[:1])
+  compiling, traced, in_time = threading.Event(), [], []
+  score, tissue_of = run.method.score, slide_work.tissue_mask
+
+  def traced_score(*given):
+    compiling.set()
+    traced.append(given)
+    return score(*given)
+
+  def late_tissue(*given):
+    in_time.append(compiling.wait(60))
+    return tissue_of(*given)
+
+  run.method = dataclasses.replace(run.method, score=traced_score)
+  assert run.names and len(traced) == 1  # For the names alone.
+  compiling.clear()
+  monkeypatch.setattr(slide_work, 'tissue_mask', late_tissue)
+  stream(run, [slides / 'a.tif', slides / 'b.tif'])
+  stream(run, [slides / 'c.tif'])
+  assert in_time == [True] * 3 and len(traced) == 2
 
 
 def test_ncrfs_tiles_lie_around_the_pixels_of_level_6(run, slides):
@@ -521,6 +558,34 @@ def test_few_tiles_may_fail(folder, some, slides, tmp_path, monkeypatch, run):
   assert 0 < len(found.failures) == np.isfinite(whole).sum() - known.sum()
   assert not found.reason
   np.testing.assert_array_equal(found.maps['nearest'][known], whole[known])
+  np.testing.assert_array_equal(found.failed, np.isfinite(whole) & ~known)
+
+
+def test_tiles_that_failed_are_marked_on_the_pictures(some, tmp_path, run):
+  break_tile(some / 'a.tif', 4)
+  run.config.score.max_failed = 0.9
+  with open_slide(some / 'a.tif') as slide:
+    found = slide_stream.score_slide(run, slide)
+  facts = {'group': 'a', 'annotation': '', 'label': -1, 'path': 'a.tif'}
+  slide_files.save(run, tmp_path, tmp_path, facts, found)
+  facts = slide_files.done(tmp_path, 'a')
+  DRAW(run, tmp_path, facts, 1.0)
+  rings = workdir.read_json(tmp_path / 'a_layers.json')['failed']
+  shapes = [annotations.Polygon(layers.corners(ring)) for ring in rings]
+  rows, columns = found.failed.shape
+  seen = annotations.rasterise(shapes, columns, rows, downsample=SIDE)
+  np.testing.assert_array_equal(seen, found.failed)
+  with_marks = np.asarray(Image.open(tmp_path / 'a_overlay.png'))
+  DRAW(run, tmp_path, facts | {'failed': []}, 1.0)
+  without = np.asarray(Image.open(tmp_path / 'a_overlay.png'))
+  changed = (with_marks != without).any(axis=-1)
+  step = heatmap.LONGEST / SIZE[0] * SIDE  # Pixels of the picture a tile.
+  for name, drawn in (('rows', changed.any(1)), ('columns', changed.any(0))):
+    failed = found.failed.any(axis=1 if name == 'rows' else 0)
+    ends = np.flatnonzero(failed)[[0, -1]] + [0, 1]
+    np.testing.assert_allclose(
+      np.flatnonzero(drawn)[[0, -1]], ends * step, atol=3, err_msg=name
+    )
 
 
 def test_annotations_give_labels(folder, slides, tmp_path, caplog):

@@ -44,8 +44,10 @@ TOP = {
   'evaluate',
   'evaluate_lesions',
   'examples',
+  'init_from',
   'launch',
   'learn',
+  'perceptual',
   'pretrained',
   'score',
   'score_files',
@@ -57,6 +59,8 @@ TOP = {
   'stain_files',
   'tile',
   'tile_command',
+  'weights_command',
+  'weights_files',
 }
 BARRED = ('tensorflow', 'torch', 'torchvision')
 FORBIDDEN = re.compile(r'(util|helper|common|manager|engine|misc|tool|base)s?')
@@ -185,6 +189,16 @@ def test_the_wheel_has_every_package():
     for path in PACKAGE.rglob('__init__.py')
   }
   assert set(packages) == folders | {'jaxmed.configs'}
+
+
+def test_the_wheel_has_every_file_beside_the_code():
+  with (ROOT / 'pyproject.toml').open('rb') as file:
+    data = tomllib.load(file)['tool']['setuptools']['package-data']
+  for path in PACKAGE.rglob('*'):
+    if path.is_file() and path.suffix not in ('.py', '.pyc'):
+      package = '.'.join(path.parent.relative_to(ROOT).parts)
+      patterns = data.get(package, [])
+      assert any(path.match(p) for p in patterns), f'{path} is left out'
 
 
 def test_import_is_quick_and_loads_nothing_heavy():

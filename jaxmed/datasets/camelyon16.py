@@ -12,7 +12,8 @@ Some of the slides will do. Of 270 for training and 129 for testing:
     their tiles without an outline are never taken for normal, and
     slides.parquet says so (`exhaustive`), so that test_114 has no part in FROC;
   `validation` of the normal slides for training, by a hash of their names,
-    are for thresholds;
+    are for thresholds, and `validation_tumour` of the tumour slides, if it is
+    not 0, to fit what a supervised method says of both;
   the domain is A where pixels have the size of Radboud's scanner (0.243 um),
     and B where they have that of Utrecht's (0.226 um).
 
@@ -68,7 +69,8 @@ SHARED = {
   'tile': 0,  # Side of the tiles, px; 0: data.size.
   'seed': 0,
   'validation': 0.1,  # The share of the normal training slides.
-  'validation_tiles': 5_000,
+  'validation_tumour': 0.0,  # That of the tumour slides, for both classes.
+  'validation_tiles': 5_000,  # Of each class.
   'quality': 90,
 }
 PROTOCOLS = {
@@ -305,10 +307,18 @@ def pools(members: Sequence[Member], options: dict[str, Any]) -> list[Pool]:
     ),
     Pool(
       'validation normal',
-      of('validation', lambda one: True),
+      of('validation', lambda one: one.exhaustive or not one.tumour),
       False,
       options['validation_tiles'],
       tissue,
+    ),
+    Pool(
+      'validation tumour',
+      of('validation', lambda one: one.tumour),
+      True,
+      options['validation_tiles'],
+      tissue,
+      options['lesion'],
     ),
     Pool('test normal', known, False, options['test'], test_tissue),
     Pool('test tumour', tumours, True, options['test'], test_tissue),
@@ -316,9 +326,10 @@ def pools(members: Sequence[Member], options: dict[str, Any]) -> list[Pool]:
 
 
 def divide(members: Sequence[Member], options: dict[str, Any]) -> list[Member]:
-  """Some of the normal slides for training become those for validation.
+  """Some of the slides for training become those for validation.
 
-  One at least, for there are no thresholds without; and one stays.
+  Of the normal ones one at least, for there are no thresholds without; and
+  one stays. Of tumours, their own share.
   """
   lots = {
     one.name: chance(options['seed'], 'validation', one.name)
@@ -330,6 +341,14 @@ def divide(members: Sequence[Member], options: dict[str, Any]) -> list[Member]:
   if options['validation']:
     count = min(max(count, 1), len(lots) - 1)
   chosen = set(order[: max(count, 0)])
+  share = options['validation_tumour']
+  chosen |= {
+    one.name
+    for one in members
+    if one.split == 'train'
+    and one.tumour
+    and chance(options['seed'], 'validation', one.name) < share
+  }
   return [
     dataclasses.replace(one, split='validation') if one.name in chosen else one
     for one in members

@@ -4,7 +4,7 @@ The folder's layout says which is which (see layouts.py). Files are stored as
 they are; one that cannot be read is listed in failures.jsonl with its reason.
 Where the layout has no splits, normal images are divided by a hash of their
 patient, so that a new file moves no other; patients with an anomaly are for
-testing, but for the share `train_sick` of them.
+testing, but for the shares `train_sick` and `validation_sick` of them.
 """
 
 import collections
@@ -33,7 +33,9 @@ OPTIONS = {
   'seed': 0,
   'train': 0.6,  # The share of the normal groups that is for training.
   'validation': 0.1,  # And for thresholds; the rest is for testing.
-  'train_sick': 0.0,  # The share of the groups with an anomaly for training.
+  # The shares of the groups with an anomaly for each; the rest is for testing.
+  'train_sick': 0.0,
+  'validation_sick': 0.0,
   'group': '',  # A pattern whose first group is the patient, of file names.
   'labels': '',  # A CSV file, relative to the folder.
 }
@@ -119,9 +121,13 @@ def divide(found: Sequence[Found], options: dict[str, Any]) -> list[Found]:
       return 'validation'
     if one.split:
       return one.split
-    share = options['train_sick'] if one.group in sick else train
     lot = chance(options['seed'], 'split', one.group)
-    return 'train' if lot < share else 'test'
+    if one.group not in sick:
+      return 'train' if lot < train else 'test'
+    if lot < options['train_sick']:
+      return 'train'
+    edge = options['train_sick'] + options['validation_sick']
+    return 'validation' if lot < edge else 'test'
 
   return [dataclasses.replace(one, split=split(one)) for one in found]
 
@@ -204,15 +210,21 @@ def _root(data_config: ConfigDict) -> pathlib.Path:
   return given.root(data_config, NAME, 'the folder of images')
 
 
+def check_sick(options: dict[str, Any]) -> None:
+  """The shares of patients with an anomaly that are not for testing."""
+  train, validation = options['train_sick'], options['validation_sick']
+  if train < 0 or validation < 0 or train + validation > 1:
+    raise errors.UserError(
+      f'data.options.train_sick is {train} and validation_sick {validation}; '
+      'they are shares of the patients with an anomaly, and 1 at most together.'
+    )
+
+
 def _options(data_config: ConfigDict) -> dict[str, Any]:
   given.check_options(data_config.options, NAME, OPTIONS)
   options = OPTIONS | dict(data_config.options)
   train, validation = options['train'], options['validation']
-  if not 0 <= options['train_sick'] <= 1:
-    raise errors.UserError(
-      f'data.options.train_sick is {options["train_sick"]}; it is a share, 0'
-      ' to 1.'
-    )
+  check_sick(options)
   if not (train > 0 and validation >= 0 and train + validation <= 1):
     raise errors.UserError(
       f'data.options.train is {train} and validation {validation}; they are '

@@ -43,6 +43,7 @@ OPTIONS = {
   'train': 3,  # Healthy slides of each scanner, A and B.
   'train_lesion': 0,  # Of scanner A, for methods that learn from a few.
   'validation': 1,  # Healthy slides of scanner A.
+  'validation_lesion': 0,  # For methods that fit a probability.
   'test_normal': 3,
   'test_lesion': 4,
   'side': 2048,  # Of training slides, px.
@@ -196,6 +197,10 @@ def _slides(data_config: ConfigDict) -> list[PhantomSlide]:
   ]
   validation = [
     plan('validation', number, 'A') for number in range(options['validation'])
+  ]
+  validation += [
+    plan('validation', options['validation'] + number, 'A', lesions=number)
+    for number in range(options['validation_lesion'])
   ]
   normal, lesion = options['test_normal'], options['test_lesion']
   test = [plan('test', number, 'A') for number in range(normal)]

@@ -4,7 +4,8 @@ A slide whose annotation outlines a lesion has the label 1, one without the
 label 0, unless a table of labels says otherwise; a slide that is labelled 1
 and has no outlines gives tiles of unknown label. Slides are divided by a hash
 of their patient, as the images of a folder are (see folder.py), unless a
-table of splits does it: sick patients are for testing.
+table of splits does it: sick patients are for testing, but for the shares
+`train_sick` and `validation_sick` of them.
 
 `jaxmed tile --slides DIR --out R` prepares such a data set in R. A launch
 uses R with --config=munit:slides --config.data.path=R; with the folder of
@@ -56,6 +57,8 @@ OPTIONS = {
   'seed': 0,
   'train': 0.6,  # The share of the normal patients that is for training.
   'validation': 0.1,  # And for thresholds; the rest is for testing.
+  'train_sick': 0.0,  # Of the patients with a lesion, the same.
+  'validation_sick': 0.0,
   'stride': 0,  # From tile to tile in their pixels; 0: side by side.
   'mpp': 0.0,  # Micrometres per pixel of the tiles; 0: of each slide's own.
   'slide_mpp': 0.0,  # Of the slides, in place of what they say.
@@ -371,6 +374,7 @@ def _options(data_config: ConfigDict) -> dict[str, Any]:
     raise errors.UserError(
       f'A tile has at least 2 px, and data.size (--size) is {data_config.size}.'
     )
+  folder.check_sick(options)
   shares = options['train'] + options['validation']
   for name, allowed in (
     ('tissue', 0 <= options['tissue'] <= 1),

@@ -17,7 +17,7 @@ phase `encoder` (izi_f; G and D stay as they are, G with its moving averages)
 score
   izi_f(x) = L_E of this image; pixel map |x - G(E(x))|
   izi, features: its terms; z_distance: mean (E(x) - E(G(E(x))))^2
-  and those of jaxmed.ops.compare
+  and those of jaxmed.nn.reconstruction
 
 E ends in tanh, so codes stay in (-1, 1) though G has learned on a Gaussian:
 the authors' restriction to the middle of the prior (`model.tanh`).
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from jaxmed.errors import UserError, unknown
+from jaxmed.errors import UserError
 from jaxmed.method import (
   Batch,
   Batches,
@@ -48,7 +48,7 @@ from jaxmed.method import (
 from jaxmed.nn import optimisers
 from jaxmed.nn.fanogan import HEAD, WIDEST, Critic, Encoder, Generator
 from jaxmed.nn.fit import fit, start
-from jaxmed.ops.compare import SCORES, compare, compare_maps
+from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TF, Table
 
 OWN = ('izi_f', 'izi', 'features', 'z_distance')  # Scores of this method.
@@ -103,6 +103,7 @@ class Fanogan:
       min(WIDEST, 2**scale) * model.dim for scale in range(scales + 1)
     )
     self.image, self.z, self.kappa = image, model.z, model.kappa
+    self.dtype = dtype
     self.penalty = model.penalty
     self.generator = Generator(widths, channels, dtype)
     self.critic = Critic(widths, dtype)
@@ -222,9 +223,7 @@ class Fanogan:
 
 def build(config: ConfigDict, info: Info) -> Method:
   gan = Fanogan(config.model, config.train, info.image)
-  for name in config.score.names:
-    if name not in (*OWN, *SCORES):
-      raise unknown('score of f-AnoGAN', name, (*OWN, *SCORES))
+  comparison = Comparison(config, info, gan.dtype, OWN)
   critics = config.train.critics
 
   def wgan_step(state: State, batches: Batches, rng: RandomKey):
@@ -252,13 +251,10 @@ def build(config: ConfigDict, info: Info) -> Method:
     image, features = gan.errors(state.params['critic'], x, y)
     values = image + gan.kappa * features, image, features, code
     own = dict(zip(OWN, values, strict=True))
-    names, seen = config.score.names, _unit(y)
-    others = compare(batch.unit, seen, [n for n in names if n not in own])
-    return Score(
-      {n: own[n] if n in own else others[n] for n in names},
-      compare_maps(batch.unit, seen, config.score.maps),
-      {'reconstruction': seen},
-    )
+    seen = _unit(y)
+    others, maps = comparison(state.frozen, batch.unit, seen)
+    scores = {n: (own | others)[n] for n in config.score.names}
+    return Score(scores, maps, {'reconstruction': seen})
 
   def sample(state: State, rng: RandomKey, count: int) -> Images:
     return _unit(gan.generate(state, jax.random.normal(rng, (count, gan.z))))
@@ -272,7 +268,13 @@ def build(config: ConfigDict, info: Info) -> Method:
     encoder_step,
     steps=config.train.encoder_steps,
   )
-  return Method((wgan, encoder), score, sample=sample)
+  return Method(
+    (wgan, encoder),
+    score,
+    needs=comparison.needs,
+    sample=sample,
+    table=TABLE,
+  )
 
 
 def _variables(state, part):

@@ -15,20 +15,23 @@ is an image of b as a would show it (and the same with a and b exchanged):
   content  |Ec_a(x_ba) - c_b|, with gradient into both              (3)
   cycle    |G_a(Ec_b(x_ab), s'_a) - x_a|                            (4)
   gan      sum over scales of mean (D_a(x_ba) - 1)^2                (5)
+  vgg      |IN(V(x_ba)) - IN(V(x_b))|^2, V a pretrained VGG16        (6)
   D_a      sum over scales of mean D_a(x_ba)^2 + mean (D_a(x_a) - 1)^2
-                                                                    (6)
+                                                                    (7)
 
-A step is D's by (6), then G's by the weighted sum of (1) to (5) over both
+A step is D's by (7), then G's by the weighted sum of (1) to (6) over both
 domains, on the same images with new styles. To score x, its content as a sees
 it is decoded with its own style as b sees it, y = G_b(Ec_a(x), Es_b(x)); what
 healthy tissue has no words for is lost on that way, and the score is how x
 and y differ. The first paper gives no other way than a to b; `score.routes`
 has them all: 'ba' backwards, 'aa' and 'bb' within a domain.
 
-The original has an optional perceptual term (weight `vgg`), which waits for
-pretrained trunks, and the cycle (4), off in half of its configurations; here
-it is on (10), as the authors advise where pixels should stay in place.
+The cycle (4) is off in half of the original's configurations; here it is on
+(10), as the authors advise where pixels should stay in place. The perceptual
+term (6) is on in its configuration for 512 px alone, and off here.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +56,9 @@ from jaxmed.method import (
 )
 from jaxmed.nn.fit import fit, start
 from jaxmed.nn.munit import STYLE_DOWN, Discriminator, Generator, Style
-from jaxmed.ops.compare import MAPS, SCORES, compare, compare_maps
+from jaxmed.nn.reconstruction import Comparison
+from jaxmed.nn.trunk import NETWORKS
+from jaxmed.nn.vgg_loss import INPUTS, LEAST, STAGE, VggLoss
 from jaxmed.weights.names import TORCH, Table
 
 OTHER = {'a': 'b', 'b': 'a'}
@@ -95,6 +100,9 @@ class Munit:
     }
     self.channels, self.weights = channels, weights
     self.style_dim, self.tied = model.style_dim, model.tied_init
+    if weights.vgg:
+      vgg = NETWORKS[model.vgg](dtype=dtype, last=STAGE)
+      self.vgg_loss = VggLoss(vgg, model.vgg_input)
 
   def init(self, key: RandomKey, height: int, width: int) -> dict[str, Both]:
     """The first parameters of both parts."""
@@ -138,7 +146,7 @@ class Munit:
   def discriminator_loss(
     self, params: Both, generators: Both, x, styles, valid
   ):
-    """Equation 6, of both domains; and each domain's."""
+    """Equation 7, of both domains; and each domain's."""
     contents = {d: self.content(generators, d, x[d]) for d in OTHER}
     losses = {}
     for d, other in OTHER.items():
@@ -152,11 +160,12 @@ class Munit:
     return sum(losses.values()), losses
 
   def generator_terms(
-    self, params: Both, discriminators: Both, x, styles, valid
+    self, params: Both, discriminators: Both, x, styles, valid, vgg=None
   ):
-    """Equations 1 to 5 of both domains, unweighted, and the translations.
+    """Equations 1 to 6 of both domains, unweighted.
 
-    Equal calls of one network are made as one, on pairs.
+    Equal calls of one network are made as one, on pairs. `vgg` are the
+    variables of the pretrained network, if its term has a weight.
     """
     contents = {d: self.content(params, d, x[d]) for d in OTHER}
     own = {d: self.style(params, d, x[d]) for d in OTHER}
@@ -189,6 +198,10 @@ class Munit:
       if self.weights.cycle:
         cycle = self.decode(params, d, again[other], own[d])
         terms[f'cycle/{d}'] = _distance(cycle, x[d], valid[d])
+      if self.weights.vgg:
+        pair = (crossed[d] + 1) / 2, (x[other] + 1) / 2
+        lost = self.vgg_loss.apply(vgg, *pair)
+        terms[f'vgg/{d}'] = valid_mean(lost, valid[other])
     return terms
 
   def generator_loss(self, *inputs) -> tuple[Float[Array, ''], Scalars]:
@@ -224,7 +237,10 @@ def build(config: ConfigDict, info: Info) -> Method:
     return update(munit, optimiser, state, images, styles, valid)
 
   phase = Phase('munit', init, step, tuple(OTHER), steps=config.train.steps)
-  return Method((phase,), make_score(munit, config.score))
+  comparison = Comparison(config, info, dtype)
+  needs = (*(('vgg',) if config.train.weights.vgg else ()), *comparison.needs)
+  score = make_score(munit, config.score.routes, comparison)
+  return Method((phase,), score, needs=needs, table=names(config.model))
 
 
 def update(
@@ -255,7 +271,12 @@ def update(
     'generator',
     optimiser,
     lambda params: munit.generator_loss(
-      params, discriminators, images, styles[1], valid
+      params,
+      discriminators,
+      images,
+      styles[1],
+      valid,
+      state.frozen.get('vgg'),
     ),
   )
   return state, {**scalars, **losses, **more, **terms}
@@ -289,16 +310,12 @@ def make_schedule(train: ConfigDict) -> optax.Schedule:
   raise unknown('train.schedule', train.schedule, ['step', 'cosine'])
 
 
-def make_score(munit: Munit, config: ConfigDict):
+def make_score(munit: Munit, routes: Sequence[str], comparison: Comparison):
   """The mean, over routes, of how an image and its translation differ."""
-  routes = tuple(config.routes)
+  routes = tuple(routes)
   for route in routes:
     if route not in ROUTES:
       raise unknown('route in score.routes', route, ROUTES)
-  for names, known in ((config.names, SCORES), (config.maps, MAPS)):
-    for name in names:
-      if name not in known:
-        raise unknown('way to compare in score of munit', name, known)
   if not routes:
     raise UserError('munit: score.routes is empty; name at least one, as ab.')
 
@@ -309,16 +326,12 @@ def make_score(munit: Munit, config: ConfigDict):
       (munit.translate(generators, route, 2 * image - 1) + 1) / 2
       for route in routes
     ]
-    mean = lambda how, names: jax.tree.map(
+    scores, maps = jax.tree.map(
       lambda *each: sum(each) / len(each),
-      *(how(image, view, names) for view in views),
+      *(comparison(state.frozen, image, view) for view in views),
     )
     names = ['reconstruction', *(f'by {route}' for route in routes[1:])]
-    return Score(
-      mean(compare, config.names),
-      mean(compare_maps, config.maps),
-      dict(zip(names, views, strict=True)),
-    )
+    return Score(scores, maps, dict(zip(names, views, strict=True)))
 
   return score
 
@@ -397,16 +410,6 @@ def _unpair(pairs: Array) -> tuple[Array, Array]:
 
 def _check(config: ConfigDict, info: Info):
   """What must hold of sizes and weights, in words, before tracing fails."""
-  if config.train.weights.vgg:
-    raise UserError(
-      f'munit: train.weights.vgg is {config.train.weights.vgg}, but there is '
-      'no pretrained VGG16 here yet; set it to 0.'
-    )
-  if any(name.startswith('lpips') for name in config.score.names):
-    raise UserError(
-      'munit: score.names has lpips, but there are no pretrained trunks to '
-      'measure it with yet; leave it out.'
-    )
   if config.train.precision not in ('float32', 'bfloat16'):
     raise unknown(
       'train.precision', config.train.precision, ['float32', 'bfloat16']
@@ -433,3 +436,14 @@ def _check(config: ConfigDict, info: Info):
       'px); set model.discriminator.scales or .layers lower, or data.size '
       'higher.'
     )
+  if config.train.weights.vgg:
+    if model.vgg != 'vgg16':
+      raise unknown('model.vgg of munit', model.vgg, ['vgg16'])
+    if model.vgg_input not in INPUTS:
+      raise unknown('model.vgg_input', model.vgg_input, INPUTS)
+    if side < LEAST:
+      raise UserError(
+        f'munit: train.weights.vgg is {config.train.weights.vgg}, but of '
+        f'images of {side} px VGG16 leaves nothing to compare; set it to 0, '
+        f'or data.size to {LEAST} at least.'
+      )

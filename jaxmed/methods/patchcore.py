@@ -44,7 +44,7 @@ from jaxmed.method import (
   State,
   valid_mean,
 )
-from jaxmed.nn.trunk import Trunk, trunk
+from jaxmed.nn.trunk import Trunk, deepest, trunk
 from jaxmed.ops import nearest, resize
 from jaxmed.ops.maps import anomaly_map
 
@@ -154,7 +154,11 @@ def reweighted(
 def build(config: ConfigDict, info: Info) -> Method:
   model = config.model
   dtype = jnp.dtype(config.train.precision)
-  network = trunk(model.trunk, None if dtype == jnp.float32 else dtype)
+  network = trunk(
+    model.trunk,
+    None if dtype == jnp.float32 else dtype,
+    last=deepest(model.trunk, model.layers),
+  )
   height, width = _check(model, network, info)
   images = info.examples.get('normal', 0)
   count = _count(model, images, height * width) if images else 0

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from jaxmed.metrics.moments import Moments
+
 
 def frechet(a: Float[np.ndarray, 'n d'], b: Float[np.ndarray, 'm d']) -> float:
   """The distance of Gaussians fitted to two sets of features (ddof 1)."""
@@ -13,6 +15,11 @@ def frechet(a: Float[np.ndarray, 'n d'], b: Float[np.ndarray, 'm d']) -> float:
     b.mean(axis=0),
     np.atleast_2d(np.cov(b, rowvar=False)),
   )
+
+
+def frechet_of_streams(a: Moments, b: Moments) -> float:
+  """The same of features that were seen once."""
+  return frechet_of_moments(a.mean, a.covariance, b.mean, b.covariance)
 
 
 def frechet_of_moments(

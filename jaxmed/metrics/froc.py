@@ -50,14 +50,14 @@ class _Events(NamedTuple):
   """Confidences of all slides as places among the falling thresholds.
 
   `false` and `true` are pairs of arrays: whose slide, and from which
-  threshold on an event counts. `lowest` is of each slide's own lowest
-  confidence, -1 where it has none.
+  threshold on an event counts. `own` is from which threshold on a true one
+  would count if it were compared in float64.
   """
 
   thresholds: Float[np.ndarray, 't']
   false: tuple[np.ndarray, np.ndarray]
   true: tuple[np.ndarray, np.ndarray]
-  lowest: Int[np.ndarray, 'slides']
+  own: Int[np.ndarray, 'true']
 
 
 def curve(slides: Sequence[Hits], strict: bool = False) -> Curve:
@@ -104,7 +104,7 @@ def resampled(
   most = rates.max() * len(slides)
   count = _thresholds_needed(events, counts, most)
   # A slide's own lowest threshold as a column of its own: drawn or not.
-  lows, low = np.unique(events.lowest, return_inverse=True)
+  lows, low = np.unique(_lowest(events, len(slides)), return_inverse=True)
   statistics = np.concatenate(
     [
       _histogram(events.false, len(slides), count),
@@ -183,13 +183,18 @@ def _events(slides: Sequence[Hits], strict: bool) -> _Events:
     found = np.isfinite(true)
     true, of_true = true[found], of_true[found]
   values = np.unique(np.concatenate([false, true.astype(np.float64)]))[::-1]
-  own_false, own_true = _place(values, false), _place(values, true)
-  lowest = np.full(len(slides), -1)
-  np.maximum.at(lowest, of_false, own_false)
-  np.maximum.at(lowest, of_true, own_true)
+  own = at = _place(values, true)
   if strict:  # Compared in float32, even with a threshold that is float64.
-    own_true = _place(values.astype(np.float32), true)
-  return _Events(values, (of_false, own_false), (of_true, own_true), lowest)
+    at = _place(values.astype(np.float32), true)
+  return _Events(values, (of_false, _place(values, false)), (of_true, at), own)
+
+
+def _lowest(events: _Events, slides: int) -> Int[np.ndarray, 'slides']:
+  """The place of each slide's own lowest confidence; -1 if it has none."""
+  lowest = np.full(slides, -1)
+  np.maximum.at(lowest, *events.false)
+  np.maximum.at(lowest, events.true[0], events.own)
+  return lowest
 
 
 def _joined(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -210,9 +215,17 @@ def _official_order(slides, thresholds) -> Int[np.ndarray, 'n']:
   float32 with each other, so that near ties lie as the set happens to give
   them. Only the same set gives the same order.
   """
-  false = np.concatenate([slide.false for slide in slides]).tolist()
-  true = list(np.concatenate([slide.best for slide in slides]))
-  return _place(thresholds, np.array(sorted(set(false + true)), np.float64))
+  false = np.concatenate([slide.false for slide in slides])
+  true = np.concatenate([slide.best for slide in slides])
+  distinct = np.unique(false)
+  if (np.diff(distinct.astype(np.float32)) > 0).all():
+    # Then everything compares as float32, and equals stay as the set has them.
+    # Python's floats of the same values lie in a set as float32 do.
+    values = np.array(list(set(false.tolist() + true.tolist())), np.float64)
+    values = values[np.argsort(values.astype(np.float32), kind='stable')]
+  else:
+    values = np.array(sorted(set(false.tolist() + list(true))), np.float64)
+  return _place(thresholds, values)
 
 
 def _histogram(events, slides: int, count: int) -> Float[np.ndarray, 's t']:

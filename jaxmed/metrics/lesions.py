@@ -18,6 +18,7 @@ GAP = 75.0  # Micrometres, about five tumour cells.
 ITC_LENGTH = 275.0  # Micrometres.
 CORNERS = np.ones((3, 3))  # Pixels that touch at a corner are joined.
 BLOCK = 4096  # Candidates that `suppress` looks at together.
+SORTED = 8  # It sorts one in so many, at least a block.
 
 Detections = Float[np.ndarray, 'n 3']
 
@@ -135,32 +136,36 @@ def hits(
     downsample: level-0 pixels per pixel of the regions' mask.
     strict: as the official script does it.
   """
-  confidence, x, y = np.asarray(detections, np.float64).reshape(-1, 3).T
+  rows = np.asarray(detections, np.float64).reshape(-1, 3)
+  confidence = rows[:, 0]
   start, kind = (0.0, np.float32) if strict else (-np.inf, np.float64)
-  count = 0 if found_in is None else len(found_in.itc)
-  best, kept = np.full(count, start, kind), np.full(count, -1)
   if found_in is None:
-    return Hits(confidence, best, kept, 0)
-  label = _labels_at(found_in.labels, x, y, downsample)
-  lesions = np.append(False, ~found_in.itc)
-  on_lesion = np.flatnonzero(lesions[label])
-  offered = confidence.astype(kind)
-  # The highest first, of equals in the order of detection.
-  order = on_lesion[np.argsort(-offered[on_lesion], kind='stable')]
-  region, first = np.unique(label[order] - 1, return_index=True)
-  chosen = order[first]
-  above = offered[chosen] > start
-  region, chosen = region[above], chosen[above]
-  best[region], kept[region] = offered[chosen], chosen
-  return Hits(confidence[label == 0], best, kept, int(lesions.sum()))
+    return Hits(confidence, np.zeros(0, kind), np.zeros(0, np.int64), 0)
+  label = _labels_at(found_in.labels, rows[:, 1:], downsample)
+  # Detections of a slide are few: a loop is quicker than twenty array calls.
+  offered, region = confidence.astype(kind).tolist(), label.tolist()
+  itc = [True, *found_in.itc.tolist()]
+  best, kept = [start] * len(itc), [-1] * len(itc)
+  for number, one in enumerate(region):
+    if not itc[one] and offered[number] > best[one]:
+      best[one], kept[one] = offered[number], number
+  return Hits(
+    confidence[label == 0],
+    np.array(best[1:], kind),
+    np.array(kept[1:], np.int64),
+    itc.count(False),
+  )
 
 
-def _labels_at(labels, x, y, downsample) -> Int[np.ndarray, 'n']:
+def _labels_at(labels, places, downsample) -> Int[np.ndarray, 'n']:
+  """Of places (x, y) in level 0; 0 beyond the mask."""
+  column, row = np.floor(places.T / downsample).astype(np.int64)
   height, width = labels.shape
-  row = np.floor(y / downsample).astype(np.int64)
-  column = np.floor(x / downsample).astype(np.int64)
-  inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-  found = np.zeros(len(x), np.int64)
+  # Below 0 is huge without a sign.
+  inside = (row.view(np.uint64) < height) & (column.view(np.uint64) < width)
+  if inside.all():
+    return labels[row, column]
+  found = np.zeros(len(places), labels.dtype)
   found[inside] = labels[row[inside], column[inside]]
   return found
 
@@ -193,27 +198,46 @@ def suppress(
     rows (confidence, x, y) of falling confidence, at the pixels' centres,
     rounded down.
   """
-  scores = np.asarray(scores, np.float64)
+  scores = np.asarray(scores)
   if sigma > 0:
-    known = np.nan_to_num(scores, nan=0.0)
+    known = np.nan_to_num(scores.astype(np.float64), nan=0.0)
     smooth = ndimage.gaussian_filter(known, sigma, mode='nearest', truncate=4)
     scores = np.where(np.isnan(scores), np.nan, smooth)
   by_column = scores.T
-  column, row = np.nonzero(by_column > threshold)
+  column, row = np.nonzero(by_column > np.float64(threshold))
   value = by_column[column, row]
-  order = np.argsort(-value, kind='stable')
   free = np.ones(scores.shape, bool)
   taken = []
-  for start in range(0, len(order), BLOCK):
-    block = order[start : start + BLOCK]
-    for i in block[free[row[block], column[block]]].tolist():
+  while len(value):
+    # Only the highest are sorted: they clear most of the others.
+    count = min(max(BLOCK, len(value) // SORTED), len(value))
+    high = value >= np.partition(value, -count)[-count]
+    order = np.flatnonzero(high)
+    order = order[np.argsort(-value[order], kind='stable')]
+    kept = _cleared(free, row[order], column[order], radius)
+    at = order[kept]
+    taken.append(np.stack([value[at], column[at], row[at]], axis=1))
+    left = ~high & free[row, column]
+    column, row, value = column[left], row[left], value[left]
+  if not taken:
+    return np.zeros((0, 3))
+  taken = np.concatenate(taken).astype(np.float64)
+  taken[:, 1:] = np.floor((taken[:, 1:] + 0.5) * downsample)
+  return taken
+
+
+def _cleared(
+  free: Bool[np.ndarray, 'rows columns'], row, column, radius: int
+) -> list[int]:
+  """Those, in their order, that no earlier one has cleared; marks `free`."""
+  taken = []
+  for start in range(0, len(row), BLOCK):
+    block = slice(start, start + BLOCK)
+    for i in start + np.flatnonzero(free[row[block], column[block]]):
       y, x = int(row[i]), int(column[i])
       if free[y, x]:
         top, left = max(y - radius, 0), max(x - radius, 0)
         free[top : y + radius, left : x + radius] = False
         free[y, x] = False
         taken.append(i)
-  at = lambda axis: np.floor((axis[taken] + 0.5) * downsample)
-  if not taken:
-    return np.zeros((0, 3))
-  return np.stack([value[taken], at(column), at(row)], axis=1)
+  return taken

@@ -12,8 +12,6 @@ from jaxmed.nn.staged import Features, Staged, wide
 from jaxmed.nn.torchlike import average_to, convolution, demand, max_pool
 from jaxmed.weights.names import TORCH, Table, nchw_rows
 
-HIDDEN = 4096  # Of the classifier's dense layers.
-
 
 class Conv(NamedTuple):
   """A convolution and its ReLU, which gives the stage its name."""
@@ -34,6 +32,7 @@ class Pool(NamedTuple):
 
   window: int
   stride: int = 2
+  pad: int = 0
 
 
 def stages(layers: tuple[Conv | Pool, ...]) -> tuple[str, ...]:
@@ -49,25 +48,41 @@ class Chain(Staged):
 
   layers = ()
   side = 7
+  hidden = 4096  # Features of the classifier's first two layers.
   dense = (0, 3, 6)
+
+  @property
+  def built(self) -> tuple[Conv | Pool, ...]:
+    """The layers to the last stage, or to the classifier."""
+    if self.classes:
+      return self.layers
+    names = [getattr(layer, 'stage', '') for layer in self.layers]
+    return self.layers[: names.index(self.stages[-1]) + 1]
+
+  @property
+  def least(self) -> int:
+    side = 1
+    for layer in reversed(self.built):
+      side = (side - 1) * layer.stride + layer.window - 2 * layer.pad
+    return side
 
   @nn.compact
   def features(self, x, train, valid) -> Features:
     del valid  # Nothing here looks at the batch.
     features = {}
-    for layer in self.layers:
+    for layer in self.built:
       if isinstance(layer, Pool):
-        x = max_pool(x, layer.window, layer.stride)
+        x = max_pool(x, *layer)
         continue
       demand(x, layer.window, layer.pad)
       conv = convolution(
         *layer[1:], bias=True, dtype=self.dtype, name=layer.layer
       )
       x = features[layer.stage] = nn.relu(conv(x))
-      if layer.stage == self.stages[-1] and not self.classes:
-        return features
+    if not self.classes:
+      return features
     x = average_to(x, self.side).reshape(len(x), -1)
-    for number, width in enumerate((HIDDEN, HIDDEN, self.classes)):
+    for number, width in enumerate((self.hidden, self.hidden, self.classes)):
       dense = nn.Dense(width, dtype=self.dtype, name=f'dense{number}')
       x = dense(x)
       if number < 2:

@@ -57,6 +57,12 @@ class SqueezeNet(Staged):
 
   every = ('relu1', *FIRES)
 
+  @property
+  def least(self) -> int:
+    # A pool that rounds up gives n of 2 n; the first convolution n of 2 n + 1.
+    pools = sum(FIRES[stage][3] for stage in self.stages[1:])
+    return 2 * 2**pools + 1
+
   @nn.compact
   def features(self, x, train, valid):
     del valid  # Nothing here looks at the batch.

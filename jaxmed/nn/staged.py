@@ -6,11 +6,8 @@ stage `last`; what lies below has no parameters, and its table of names lets
 exactly those pass that belong there.
 """
 
-import contextlib
-import itertools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
@@ -31,7 +28,7 @@ class Staged(nn.Module):
     classes: of the classifier, whose output is called 'logits'; 0 for none.
     last: the deepest stage that is built; '' for all.
     dtype: what is computed in; None for that of images and parameters.
-      Statistics of norms and logits are float32 at least.
+      Norms compute in float32 at least, and logits are that.
   """
 
   classes: int = 0
@@ -47,7 +44,7 @@ class Staged(nn.Module):
       raise UserError(
         f'A classifier of {self.classes} classes is asked for of'
         f' {self.title} down to {self.last!r}, but it needs the whole network;'
-        f' leave `last` empty, or `classes` 0.'
+        ' leave `last` empty, or `classes` 0.'
       )
 
   @property
@@ -59,6 +56,11 @@ class Staged(nn.Module):
     """What there are features of, the finest first."""
     end = self.every.index(self.last) + 1 if self.last else len(self.every)
     return self.every[:end]
+
+  @property
+  def least(self) -> int:
+    """The side of the smallest images of which something is left."""
+    return 1
 
   @property
   def without(self) -> tuple[str, ...]:
@@ -76,24 +78,12 @@ class Staged(nn.Module):
       return self.features(x, train, valid)
     except NothingLeft:
       height, width = x.shape[1:3]
-      least = self._least(x.shape[-1])
       raise UserError(
         f'Images of {height} x {width} px are too small for {self.title}:'
         f' on the way to {self.stages[-1]!r} nothing is left of them; give'
-        f' images of at least {least} x {least} px, or look at earlier stages.'
+        f' images of at least {self.least} x {self.least} px, or look at'
+        ' earlier stages.'
       ) from None
-
-  def _least(self, channels: int) -> int:
-    """The side of the smallest image that gets through."""
-    alone = self.clone(parent=None)
-    for side in itertools.count(1):
-      image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-      run = lambda x: alone.init(
-        jax.random.key(0), x, False, None, method='features'
-      )
-      with contextlib.suppress(NothingLeft):
-        jax.eval_shape(run, image)
-        return side
 
   def features(self, x, train, valid) -> Features:
     raise NotImplementedError

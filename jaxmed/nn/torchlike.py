@@ -29,6 +29,8 @@ def convolution(
 ) -> nn.Conv:
   """A square convolution; it keeps the size unless told otherwise."""
   pad = window // 2 if pad is None else pad
+  if (window, pad) == (1, 0):
+    more = {'conv_general_dilated': _pointwise} | more
   return nn.Conv(
     features,
     (window, window),
@@ -37,6 +39,25 @@ def convolution(
     use_bias=bias,
     **{'kernel_init': HE} | more,
   )
+
+
+def _pointwise(
+  x, kernel, strides, padding, *, precision, preferred_element_type=None, **rest
+):
+  """A convolution of 1 x 1 as what it is, a matrix product.
+
+  The numbers are the same; on CPUs its gradients take a quarter of the time.
+  """
+  del padding, rest  # There is none; the layout is always NHWC.
+  x = x[:, :: strides[0], :: strides[1]]
+  rows = x.reshape(-1, x.shape[-1])
+  product = jax.lax.dot(
+    rows,
+    kernel[0, 0],
+    precision=precision,
+    preferred_element_type=preferred_element_type,
+  )
+  return product.reshape(*x.shape[:-1], -1)
 
 
 def demand(x: Float[Array, 'b h w c'], window: int, pad: int = 0) -> None:

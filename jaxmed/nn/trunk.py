@@ -4,6 +4,8 @@ A trunk takes images in [0, 1], gray or RGB, and does itself what networks of
 ImageNet expect of them. Its weights are loaded by jaxmed.pretrained.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -55,8 +57,8 @@ class Small(Staged):
         x = nn.relu(x)
       features[stage] = x
     if self.classes:
-      dense = nn.Dense(self.classes, dtype=self.dtype, name='head')
-      features['logits'] = wide(dense(wide(x).mean((1, 2))))
+      dense = nn.Dense(self.classes, name='head')
+      features['logits'] = dense(wide(x).mean((1, 2)))
     return features
 
   def table(self) -> Table:
@@ -136,3 +138,11 @@ def trunk(
   if name not in NETWORKS:
     raise unknown('trunk', name, NETWORKS)
   return Trunk(NETWORKS[name](dtype=dtype, classes=classes, last=last))
+
+
+def deepest(name: str, layers: Sequence[str]) -> str:
+  """The last of some stages of a network; '' unless all are stages of it."""
+  every = NETWORKS[name].every if name in NETWORKS else ()
+  if not layers or not set(layers) <= set(every):
+    return ''
+  return max(layers, key=every.index)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 # Distances are differences of large numbers: no TF32, no bfloat16 passes.
 _EXACT = jax.lax.Precision.HIGHEST
+TOGETHER = 32  # Points whose distances to all others are computed at once.
 
 
 def squared_distances(
@@ -135,31 +136,58 @@ def coreset(
 
   No point is picked twice, and none that is not valid; among equals the first
   is picked. The caller sees to it that `count` valid points exist.
+
+  Reading all points is what a pick takes, so their distances to the furthest
+  points are computed together, and used as long as the next pick is one of
+  these. It mostly is: a pick brings little nearer but what lies around it.
   """
   points, valid = jnp.asarray(points), jnp.asarray(valid)
   squares = _squares(points)
-  index = jnp.arange(valid.size, dtype=jnp.int32).reshape(valid.shape)
   if starts is None:
     far = _sum_to_all(points, squares, valid)
   else:
     away = squared_distances(points, rows(points, starts))
     far = jnp.square(jnp.sqrt(away).mean(axis=-1))
+  together = min(TOGETHER, valid.size)
+  index = jnp.arange(valid.size, dtype=jnp.int32).reshape(valid.shape)
 
-  def pick(number, carry):
-    far, picked = carry
-    best = jnp.where(far == far.max(), index, valid.size - 1).min()
-    row = rows(points, best[None])[0]
-    # Three columns of zeros: a product of matrices gives a row the same bits
-    # however many rows a device holds; a matrix times a vector does not.
-    columns = jnp.zeros((4, len(row)), row.dtype).at[0].set(row)
-    product = project(points, columns)[..., 0]
-    away = squares + jnp.square(row).sum() - 2 * product
-    far = jnp.where(index == best, -jnp.inf, jnp.minimum(far, away))
-    return far, picked.at[number].set(best)
+  def look(carry):
+    far, picked, number = carry
+    _, which = jax.lax.top_k(far.reshape(-1), together)
+    some = rows(points, which)
+    # Zeros to a whole number of four columns: a product of matrices gives a
+    # row the same bits however many rows a device holds; some others do not.
+    product = project(points, jnp.pad(some, ((0, -together % 4), (0, 0))))
+    away = _beside(squares, _squares(some), product[..., :together])
+
+    def is_near(state):
+      far, _, number, best = state
+      return (number < count) & (which == best).any()
+
+    def pick(state):
+      far, picked, number, best = state
+      place = (which == best).argmax()
+      new = jax.lax.dynamic_index_in_dim(away, place, 0, keepdims=False)
+      far = jnp.where(index == best, -jnp.inf, jnp.minimum(far, new))
+      return far, picked.at[number].set(best), number + 1, furthest(far)
+
+    # The first of them is the furthest, so there is always a pick.
+    state = pick((far, picked, number, which[0]))
+    return jax.lax.while_loop(is_near, pick, state)[:3]
+
+  def furthest(far):
+    return jnp.where(far == far.max(), index, valid.size - 1).min()
 
   far = jnp.where(valid, far, -jnp.inf)
-  picked = jnp.zeros(count, jnp.int32)
-  return jax.lax.fori_loop(0, count, pick, (far, picked))[1]
+  start = far, jnp.zeros(count, jnp.int32), jnp.int32(0)
+  return jax.lax.while_loop(lambda carry: carry[2] < count, look, start)[1]
+
+
+def _beside(squares, others, product):
+  """|a - b|^2, the rows b before the points a: one b is read as a whole."""
+  others = jnp.expand_dims(others, range(squares.ndim))
+  away = squares[..., None] + others - 2 * product
+  return jnp.moveaxis(away, -1, 0)
 
 
 def _squares(x):

@@ -38,7 +38,7 @@ def wrap(phase: Phase, names: Sequence[str]) -> Phase:
   for name in names:
     if name not in AUGMENTATIONS:
       raise errors.unknown('augmentation', name, AUGMENTATIONS)
-  if not names:
+  if not names or not phase.augment:
     return phase
 
   def wrapped(step: Step) -> Step:

@@ -120,6 +120,7 @@ def provenance(run: Run) -> dict:
     'Data fingerprint': data.get('fingerprint'),
     'Data folder': data.get('dir'),
     'Counts': data.get('counts'),
+    'First weights': _first_weights(record.get('init_from') or {}),
     'Precision': train.get('precision'),
     'Seed': run.config.get('seed'),
     'Started': words.moment(record.get('started')),
@@ -135,6 +136,15 @@ def provenance(run: Run) -> dict:
     'parameters': parameters,
     'total': sum(int(n) for n in parameters.values()),
   }
+
+
+def _first_weights(origin: dict) -> str:
+  """'generator, critic of runs/one (munit)', of a run that began so."""
+  if not origin:
+    return ''
+  parts = ', '.join(map(str, origin.get('parts') or []))
+  kind = origin.get('method') or f'SHA-256 {origin.get("sha256")}'
+  return f'{parts} of {origin.get("run") or origin.get("file")} ({kind})'
 
 
 def _devices(devices: list) -> str:

@@ -15,59 +15,105 @@ RANKS = {  # What an example of this rank teaches.
   'highest normal': 'False alarms: normal images with the highest scores.',
   'lowest normal': 'Plainly normal: normal images with the lowest scores.',
 }
+RULES = {  # Columns of slides.parquet, and what they are called.
+  'max': ('score.', 'max'),
+  'mean': ('mean.', 'mean'),
+  'mean_above': ('slide.mean_above.', 'mean above the threshold'),
+  'top_k': ('slide.top_k.', 'mean of the highest'),
+}
+PICTURES = {  # Of a slide.
+  'thumbnail': 'the slide',
+  'heat': 'its heat map',
+  'overlay': 'the map over it',
+}
 FIRST, LAST = ('input',), ('map', 'mask')  # By the last word of a name.
 
 
 def slide_rows(run: Run, pictures: Pictures) -> dict:
-  """The slide table, highest score first, and the pictures of some slides."""
+  """The slide table, highest score first, and the pictures of some slides.
+
+  What ranks is the rule that the evaluation named first.
+  """
   if not run.slides:
     return {}
-  names = [key[6:] for key in run.slides[0] if key.startswith('score.')]
-  names = sorted(names, key=lambda name: name != run.primary)
-  columns = [(f'score.{name}', f'{name}, max') for name in names]
-  rules = {'mean.': 'mean', 'slide.mean_above.': 'mean above the threshold'}
-  rules |= {'slide.top_k.': 'mean of the highest'}
-  columns += [
-    (f'{prefix}{name}', f'{name}, {title}')
-    for prefix, title in rules.items()
-    for name in names[:1]
-    if f'{prefix}{name}' in run.slides[0]
-  ]
-  rows = [_slide(row, columns, i) for i, row in enumerate(run.slides)]
-  for row in rows:
-    row['files'] = slide_layers.files(run, row['group'])
+  columns = _columns(run)
+  rows = [_slide(run, row, columns, i) for i, row in enumerate(run.slides)]
   rows.sort(key=lambda row: -row['rank'])
   half = SLIDES // 2
-  shown = rows if len(rows) <= SLIDES else rows[:half] + rows[-half:]
+  hidden = rows[half:-half] if len(rows) > SLIDES else []
+  shown = rows[:half] + rows[-half:] if hidden else rows
+  for row in hidden:
+    row['notes'].append(f'no picture: only {SLIDES} slides have one here')
   for row in shown:
     side = LARGE if len(shown) <= FEW else SMALL
-    row['pictures'] = slide_layers.layers(run, pictures, row['group'], side)
+    row['pictures'] = slide_layers.layers(
+      run, pictures, row['group'], row['detections'], side, row['id']
+    )
+    row['notes'] += _missing(row)
   drawn = [row['pictures'] for row in shown]
   return {
     'columns': [title for _, title in columns],
     'rows': rows,
     'shown': [row for row in shown if row['pictures']],
-    'hidden': len(rows) - len(shown),
-    'failed': any(row['failed'] for row in rows),
+    'hidden': len(hidden),
+    'failed': any(p.get('failed') for p in drawn),
     'reasons': any(row['reason'] for row in rows),
+    'notes': any(row['notes'] for row in rows),
     'files': any(row['files'] for row in rows),
     'layered': next((p for p in drawn if 'scale' in p), {}),
     'most': slide_layers.DETECTIONS,
+    'folder': run.slides_folder,
   }
 
 
-def _slide(row: dict, columns: list, number: int) -> dict:
+def _columns(run: Run) -> list[tuple[str, str]]:
+  """(column, title) of the scores: the first ranks the slides."""
+  present = run.slides[0]
+  names = [key[6:] for key in present if key.startswith('score.')]
+  names = sorted(names, key=lambda name: name != run.primary)
+  by_rule = [
+    (rule, f'{prefix}{name}', f'{name}, {title}')
+    for rule, (prefix, title) in RULES.items()
+    for name in (names if rule == 'max' else names[:1])
+    if f'{prefix}{name}' in present
+  ]
+  first = run.results.get('slide_rule') or 'max'
+  by_rule.sort(key=lambda column: column[0] != first)
+  return [column[1:] for column in by_rule]
+
+
+def _missing(row: dict) -> list[str]:
+  """What of a slide's pictures is not in the page, and why."""
+  if not row['pictures']:
+    return [] if row['reason'] else ['no picture: its files are missing']
+  return [
+    f'no picture of {title}: {row["pictures"][kind]["missing"]}'
+    for kind, title in PICTURES.items()
+    if 'missing' in row['pictures'].get(kind, {})
+  ]
+
+
+def _slide(run: Run, row: dict, columns: list, number: int) -> dict:
   scores = [words.finite(row.get(key)) for key, _ in columns]
   first = scores[0] if scores else None
+  group = str(row.get('group', ''))
+  detections, strange = slide_layers.detections(run, group)
+  notes = []
+  if strange:
+    said = words.several(strange, 'line')
+    notes.append(f'{said} of detections/{group}.csv: no detection')
   return {
     'id': f'slide-{number}',
-    'group': str(row.get('group', '')),
+    'group': group,
     'label': LABELS.get(row.get('label'), 'unknown'),
     'tiles': row.get('tiles'),
     'failed': row.get('tiles_failed') or 0,
     'reason': row.get('reason') or '',
     'scores': scores,
     'rank': -np.inf if first is None else first,
+    'detections': detections,
+    'files': slide_layers.files(run, group),
+    'notes': notes,
     'pictures': {},
   }
 

@@ -8,6 +8,7 @@ is then empty, and the report's section says so or is left out.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -34,6 +35,7 @@ class Run:
   failures: list[dict]
   slides: list[dict]
   damaged: list[str]  # Sentences about files that could not be read whole.
+  slides_folder: str = ''  # Where they lie, if they are not the run's own.
 
   @property
   def primary(self) -> str:
@@ -58,25 +60,56 @@ class Run:
 
   def file(self, name: str) -> pathlib.Path | None:
     """A file of the run by its relative name; never one outside the run."""
-    path = (self.workdir / name).resolve()
-    inside = path.is_relative_to(self.workdir.resolve())
-    return path if inside and path.is_file() else None
+    return _inside(self.workdir, name)
+
+  def slide_file(self, name: str) -> pathlib.Path | None:
+    """A file of a slide, named as in a run's folder: 'maps/a_heat.png'.
+
+    Slides that were scored later have no folder maps/; never a file outside
+    their folder.
+    """
+    if self.slides_folder:
+      name = name.removeprefix('maps/')
+    return _inside(self.workdir / self.slides_folder, name)
+
+  def link(self, path: pathlib.Path) -> str:
+    """From the report to a file."""
+    link = os.path.relpath(path, self.workdir.resolve())
+    return pathlib.PurePath(link).as_posix()
+
+
+def _inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+  path = (folder / name).resolve()
+  inside = path.is_relative_to(folder.resolve())
+  return path if inside and path.is_file() else None
 
 
 def load(workdir: pathlib.Path) -> Run:
   """Reads a run's folder; an error where it has not been evaluated."""
   damaged = []
+  config = _required(workdir / 'config.json', 'start the run')
+  results = _required(workdir / 'results.json', 'evaluate it')
+  elsewhere = str(results.get('slides_folder') or '')
+  slides = workdir / elsewhere
+  failures = _lines(workdir / 'failures.jsonl', damaged)
+  if elsewhere:
+    failures += _lines(slides / 'failures.jsonl', damaged)
+    if not (slides / 'slides.parquet').exists():
+      damaged.append(
+        f'The slides that were evaluated are not in {elsewhere} any more.'
+      )
   return Run(
     workdir=workdir,
-    config=_required(workdir / 'config.json', 'start the run'),
-    results=_required(workdir / 'results.json', 'evaluate it'),
+    config=config,
+    results=results,
     provenance=_json(workdir / 'provenance.json', {}, damaged),
     calibration=_json(workdir / 'calibration.json', {}, damaged),
     log=_lines(workdir / 'train.jsonl', damaged),
     examples=_json(workdir / 'examples.json', [], damaged),
-    failures=_lines(workdir / 'failures.jsonl', damaged),
-    slides=_rows(workdir / 'slides.parquet', damaged),
+    failures=failures,
+    slides=_rows(slides / 'slides.parquet', damaged),
     damaged=damaged,
+    slides_folder=elsewhere,
   )
 
 

@@ -62,8 +62,20 @@ def everything(run: Run, examples: int | None) -> dict:
     'provenance': facts.provenance(run),
     'speed': facts.speed(run),
     'failures': facts.failures(run),
-    'files': {k: v for k, v in FILES.items() if run.file(k)},
+    'files': files(run),
   }
+
+
+def files(run: Run) -> dict[str, str]:
+  """What lies beside the page, by its link from there, and what it is."""
+  found = {run.file(name): says for name, says in FILES.items()}
+  if run.slides_folder:
+    found.pop(run.file('slides.parquet'), None)
+    found |= {
+      run.slide_file(name): f'{FILES[name]}, of the slides scored later'
+      for name in ('slides.parquet', 'failures.jsonl')
+    }
+  return {run.link(path): says for path, says in found.items() if path}
 
 
 def header(run: Run) -> dict:

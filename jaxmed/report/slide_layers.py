@@ -8,6 +8,7 @@ import csv
 import html
 import json
 import math
+from collections.abc import Sequence
 
 import markupsafe
 
@@ -16,7 +17,9 @@ from jaxmed.report.images import Pictures
 from jaxmed.report.load import Run
 
 OUTLINES = 'tissue', 'above', 'annotations'
+HATCH = 45  # Stripes of failed tiles along the longer side.
 DETECTIONS = 200  # Marked on a slide at most, the surest ones.
+Detection = tuple[float, float, float]  # Confidence, x, y.
 FILES = {  # What a slide has for other programs.
   'maps/{}.ome.tif': 'map',
   'maps/{}.geojson': 'outlines',
@@ -25,33 +28,42 @@ FILES = {  # What a slide has for other programs.
 }
 
 
-def layers(run: Run, pictures: Pictures, group: str, side: int) -> dict:
-  """What the template shows of a slide; empty where there is no picture."""
+def layers(
+  run: Run,
+  pictures: Pictures,
+  group: str,
+  detections: Sequence[Detection],
+  side: int,
+  unique: str,
+) -> dict:
+  """What the template shows of a slide; empty where there is no picture.
+
+  side: of the pictures, in pixels. unique: no other slide has this id.
+  """
   about = _about(run, group)
   kinds = ('thumbnail', 'heat') if about else ('thumbnail', 'overlay')
-  paths = {kind: run.file(f'maps/{group}_{kind}.png') for kind in kinds}
+  paths = {kind: run.slide_file(f'maps/{group}_{kind}.png') for kind in kinds}
   found = {
     kind: pictures.embed(path, side) for kind, path in paths.items() if path
   }
   if about and found:
-    detections = _detections(run, group)
     found |= {
-      'lines': _lines(about, detections),
+      'lines': _lines(about, detections, unique),
       'extent': _extent(about),
       'scale': _scale(about),
-      'detections': len(detections),
+      'failed': bool(about.get('failed')),
     }
   return found
 
 
 def files(run: Run, group: str) -> list[tuple[str, str]]:
   """(path, word) of a slide's files that are there."""
-  named = ((name.format(group), word) for name, word in FILES.items())
-  return [(path, word) for path, word in named if run.file(path)]
+  named = ((run.slide_file(k.format(group)), v) for k, v in FILES.items())
+  return [(run.link(path), word) for path, word in named if path]
 
 
 def _about(run: Run, group: str) -> dict:
-  path = run.file(f'maps/{group}_layers.json')
+  path = run.slide_file(f'maps/{group}_layers.json')
   try:
     about = json.loads(path.read_text('utf-8')) if path else {}
     return about if min(about['size']) > 0 else {}
@@ -59,21 +71,23 @@ def _about(run: Run, group: str) -> dict:
     return {}
 
 
-def _detections(run: Run, group: str) -> list[tuple[float, float, float]]:
-  """(confidence, x, y), the surest first."""
-  path = run.file(f'detections/{group}.csv')
+def detections(run: Run, group: str) -> tuple[list[Detection], int]:
+  """The surest first; and how many lines of the file are no detection."""
+  path = run.slide_file(f'detections/{group}.csv')
   if not path:
-    return []
-  found = []
+    return [], 0
+  found, strange = [], 0
   with path.open(newline='', encoding='utf-8', errors='replace') as file:
-    for row in csv.reader(file):
+    for row in filter(None, csv.reader(file)):
       try:
         confidence, x, y = map(float, row)
       except ValueError:
-        continue
+        confidence = x = y = math.nan
       if all(map(math.isfinite, (confidence, x, y))):
         found.append((confidence, x, y))
-  return sorted(found, reverse=True)
+      else:
+        strange += 1
+  return sorted(found, reverse=True), strange
 
 
 def _extent(about: dict) -> str:
@@ -96,7 +110,22 @@ def _scale(about: dict) -> dict:
   }
 
 
-def _lines(about: dict, detections) -> markupsafe.Markup:
+def _hatched(about: dict, unique: str) -> list[str]:
+  """Tiles that could not be read, as one shape with holes."""
+  rings = about.get('failed') or []
+  if not rings:
+    return []
+  side = max(about['size']) / HATCH
+  shape = ''.join(f'M{html.escape(str(ring))}Z' for ring in rings)
+  return [
+    f'<pattern id="{unique}" width="{side:.0f}" height="{side:.0f}" '
+    'patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    f'<rect width="{side / 3:.0f}" height="{side:.0f}"/></pattern>'
+    f'<g class="layer failed"><path d="{shape}" fill="url(#{unique})"/></g>'
+  ]
+
+
+def _lines(about: dict, detections, unique: str) -> markupsafe.Markup:
   """Outlines and detections as one drawing in pixels of level 0."""
   width, height = about['size']
   radius = max(width, height) / 90
@@ -107,6 +136,7 @@ def _lines(about: dict, detections) -> markupsafe.Markup:
     for kind in OUTLINES
     if (rings := about.get(kind) or [])
   ]
+  drawn += _hatched(about, f'{unique}-hatch')
   marks = ''.join(
     f'<circle cx="{x:.0f}" cy="{y:.0f}" r="{radius:.0f}">'
     f'<title>{confidence:.4g} at {x:.0f}, {y:.0f}</title></circle>'

@@ -196,14 +196,20 @@ def write_geojson(
   """
   if measurements is None:
     measurements = [{}] * len(polygons)
-  features = [
-    _feature(polygon, numbers)
+  features = (  # One at a time: as lists, they are many times as large.
+    json.dumps(_feature(polygon, numbers), allow_nan=False)
     for polygon, numbers in zip(polygons, measurements, strict=True)
-  ]
-  found = {'type': 'FeatureCollection', 'features': features}
+  )
   temporary = pathlib.Path(f'{path}.tmp')
-  temporary.write_text(json.dumps(found, allow_nan=False), encoding='utf-8')
-  os.replace(temporary, path)
+  try:
+    with temporary.open('w', encoding='utf-8') as file:
+      file.write('{"type": "FeatureCollection", "features": [')
+      for number, feature in enumerate(features):
+        file.write(f', {feature}' if number else feature)
+      file.write(']}')
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def _feature(polygon: Polygon, numbers: Mapping[str, float]) -> dict:

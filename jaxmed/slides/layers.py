@@ -42,6 +42,11 @@ def edges(
   return _rings(((r.ring, *r.holes) for r in regions), step)
 
 
+def corners(ring: Ring) -> Float[np.ndarray, 'n 2']:
+  """The points of a ring."""
+  return np.array([point.split(',') for point in ring.split()], np.float64)
+
+
 def rings(polygons: Iterable[Polygon], step: float) -> list[Ring]:
   """Outer and inner rings of polygons.
 

@@ -222,9 +222,12 @@ class Slide:
   def overview(self, downsample: float) -> UInt8[np.ndarray, 'height width 3']:
     """The whole slide reduced `downsample` times, averaged over areas.
 
-    Only a band of the next finer level is in memory at a time.
+    Only a band of the next finer level is in memory at a time; a level that
+    is within 1 % of what is asked for is taken as that, for sizes of levels
+    are rounded.
     """
-    fits = [i for i, v in enumerate(self.levels) if v.downsample <= downsample]
+    near = downsample * 1.01
+    fits = [i for i, v in enumerate(self.levels) if v.downsample <= near]
     level = max(fits, key=lambda i: self.levels[i].downsample, default=0)
     plane = self.levels[level]
     width = max(1, round(self.size[0] / downsample))

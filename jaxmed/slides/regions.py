@@ -5,10 +5,11 @@ that of the squares in it.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import contourpy
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 from scipy import ndimage
 
 # Outlines are drawn nearer to what is in than to what is out, so that squares
@@ -60,9 +61,8 @@ def find_regions(
   np.maximum.at(highest, inside, scores[above])
   square = float(np.prod(scale * mpp))
   regions = []
-  for rings in _outlines(above):
-    label = labels[_square_of(rings[0])]
-    ring, *holes = (_corners(ring) * scale for ring in rings)
+  for (row, column), (ring, *holes) in _outlines(above, scale):
+    label = labels[row, column]
     regions.append(
       Region(
         ring,
@@ -76,44 +76,44 @@ def find_regions(
 
 
 def _outlines(
-  above: Bool[np.ndarray, 'rows columns'],
-) -> list[list[Float64[np.ndarray, 'points 2']]]:
-  """Of each region, the outer line and those around its holes.
-
-  A line crosses each border between in and out once, at right angles, so a
-  point of it has one coordinate that is whole: x and y are those of squares'
-  centres, counted from 0.
-  """
+  above: Bool[np.ndarray, 'rows columns'], scale: Float64[np.ndarray, '2']
+) -> Iterator[tuple[tuple[int, int], list[Float64[np.ndarray, 'corners 2']]]]:
+  """Of each region, one of its squares, and the rings of it and its holes."""
   padded = np.pad(above, 1).astype(np.float64)
   generator = contourpy.contour_generator(
     z=padded, fill_type=contourpy.FillType.OuterOffset
   )
-  found = []
-  for points, cuts in zip(*generator.filled(WITHIN, np.inf), strict=True):
-    # The last point of a line repeats its first.
-    lines = [
-      points[a : b - 1] - 1 for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
-    found.append(lines)
-  return found
-
-
-def _square_of(line: Float64[np.ndarray, 'points 2']) -> tuple[int, int]:
-  """(row, column) of the square inside of a line's first point."""
-  column, row = np.round(line[0]).astype(int)
-  return int(row), int(column)
+  lines, cuts = generator.filled(WITHIN, np.inf)
+  points = np.concatenate(lines) - 1  # In squares, counted from 0.
+  lengths = np.concatenate([np.diff(cut) for cut in cuts])
+  squares = np.round(points).astype(int)[np.cumsum(lengths) - lengths]
+  corners, counts = _corners(points, lengths)
+  rings = np.split(corners * scale, np.cumsum(counts)[:-1])
+  start = 0
+  for cut in cuts:
+    column, row = squares[start]
+    yield (row, column), rings[start : start + len(cut) - 1]
+    start += len(cut) - 1
 
 
 def _corners(
-  line: Float64[np.ndarray, 'points 2'],
-) -> Float64[np.ndarray, 'corners 2']:
-  """Where the borders that a line crosses meet at right angles."""
-  border = np.floor(line) + 1.0  # Of the coordinate that is not whole.
-  upright = line[:, 0] != np.floor(line[:, 0])
-  following = np.roll(np.arange(len(line)), -1)
-  turns = np.flatnonzero(upright != upright[following])
-  after = following[turns]
+  points: Float64[np.ndarray, 'points 2'], lengths: Int[np.ndarray, 'lines']
+) -> tuple[Float64[np.ndarray, 'corners 2'], Int[np.ndarray, 'lines']]:
+  """Where the borders that lines cross meet at right angles; how many of each.
+
+  All lines in a row, each of which ends with its first point. A line crosses
+  each border between in and out once, at right angles, so a point of it has
+  one coordinate that is whole: x and y are those of squares' centres.
+  """
+  border = np.floor(points) + 1.0  # Of the coordinate that is not whole.
+  upright = points[:, 0] != np.floor(points[:, 0])
+  turns = upright[:-1] != upright[1:]
+  stops = np.cumsum(lengths)
+  turns[stops[:-1] - 1] = False  # From one line to the next.
+  (turns,) = turns.nonzero()
+  before, after = border[turns], border[turns + 1]
   first_upright = upright[turns]
-  x = np.where(first_upright, border[turns, 0], border[after, 0])
-  y = np.where(first_upright, border[after, 1], border[turns, 1])
-  return np.stack([x, y], axis=1)
+  x = np.where(first_upright, before[:, 0], after[:, 0])
+  y = np.where(first_upright, after[:, 1], before[:, 1])
+  counts = np.diff(np.searchsorted(turns, stops), prepend=0)
+  return np.stack([x, y], axis=1), counts

@@ -82,6 +82,7 @@ def train(
     after = _shardings(plans[index + 1][0])
     logging.info('Finishing phase %s.', phase.name)
     state = jax.jit(phase.finish, out_shardings=after)(finish_key, state)
+    phase.check(state)
     at = At(at.event + 1, index + 1, 0)
     yield at, state, {}
 

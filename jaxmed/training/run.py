@@ -132,7 +132,8 @@ def _restore(saver, plans, given) -> tuple[At, State]:
     try:
       at = saver.load_checkpointables(event, {'at': None})['at']
       at = At(**{k: int(v) for k, v in at.items()})
-      target = plans[at.phase][at.step > 0].replace(frozen={})
+      plan = plans[at.phase][at.step > 0]
+      target = plan.replace(frozen={})
       state = saver.load_checkpointables(event, {'state': target})['state']
     except Exception as error:  # Orbax raises many kinds for a missing file.
       logging.warning(
@@ -144,7 +145,8 @@ def _restore(saver, plans, given) -> tuple[At, State]:
       )
       continue
     logging.info('Training resumed at step %d.', at.event)
-    return at, state.replace(frozen=given.frozen)
+    held = {part: given.frozen[part] for part in plan.frozen}
+    return at, state.replace(frozen=held)
   if found:
     raise UserError(
       f'None of the {len(found)} checkpoints in {saver.directory} can be '

@@ -78,7 +78,7 @@ def _chain(network, features) -> dict:
     if isinstance(layer, chain.Conv):
       x, number = features[layer.stage], number + 1
     else:
-      x = max_pool(x, layer.window, layer.stride)
+      x = max_pool(x, *layer)
     found[f'features.{number}'] = x
     number += 1
   return found | {'avgpool': average_to(x, network.side)}

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxmed.configs.munit import get_config
 from jaxmed.errors import UserError
 from jaxmed.method import Batch, Info, State
 from jaxmed.methods import munit
+from jaxmed.nn.vgg_loss import VggLoss
 from jaxmed.weights.names import from_foreign, to_foreign
 
 ROWS = 4
@@ -254,8 +256,24 @@ def test_exported_and_imported_is_the_same_to_the_bit(trained):
 @pytest.mark.parametrize(
   ('changes', 'says'),
   [
-    ({'train.weights.vgg': 1.0}, 'train.weights.vgg is 1.0'),
-    ({'score.names': ('lpips_vgg',)}, 'score.names has lpips'),
+    (
+      {'train.weights.vgg': 1.0, 'data.size': 16},
+      'of images of 16 px VGG16 leaves nothing',
+    ),
+    ({'train.weights.vgg': 1.0, 'model.vgg': 'vgg'}, "Did you mean 'vgg16'"),
+    (
+      {'train.weights.vgg': 1.0, 'model.vgg_input': 'torch'},
+      "Did you mean 'torchvision'",
+    ),
+    ({'score.names': ('lpips_vgg',)}, "Did you mean 'lpips'"),
+    (
+      {'score.names': ('lpips',), 'model.lpips': 'vgg16'},
+      "network of LPIPS 'vgg16'. Did you mean 'vgg'",
+    ),
+    (
+      {'score.maps': ('lpips',), 'data.size': 16},
+      'needs images of 17 px at least',
+    ),
     ({'score.names': ('sim',)}, "Did you mean 'ssim'"),
     ({'score.maps': ('sim',)}, "Did you mean 'ssim'"),
     ({'score.routes': ('ac',)}, "route in score.routes 'ac'"),
@@ -272,6 +290,58 @@ def test_what_cannot_be_is_said_at_once(changes, says):
   config = tiny(**changes)
   with pytest.raises(UserError, match=says):
     munit.build(config, info(config))
+
+
+class OneStage(nn.Module):
+  """In place of VGG-16, which takes a minute to compile a gradient of."""
+
+  last: str
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    return {self.last: nn.relu(nn.Conv(8, (4, 4), 4)(x))}
+
+
+def test_the_perceptual_term_compares_a_translation_with_its_source(
+  monkeypatch,
+):
+  """And G learns by it: the network is an argument, not a constant."""
+  monkeypatch.setitem(munit.NETWORKS, 'vgg16', OneStage)
+  config = tiny(**{'train.weights.vgg': 2.0})
+  method = munit.build(config, info(config))
+  assert method.needs == ('vgg',)
+  networks = munit.Munit(
+    config.model, config.train.weights, {'a': 3, 'b': 3}, None
+  )
+  small, seen = OneStage('relu5_3'), jnp.zeros((1, 32, 32, 3))
+  vgg = quickly(small.init)(jax.random.key(2), seen)
+  params = quickly(lambda key: networks.init(key, 32, 32))(jax.random.key(0))
+  images = {d: 2 * b.unit - 1 for d, b in batches(rows=1).items()}
+  styles = {d: jnp.ones((1, networks.style_dim)) for d in 'ab'}
+  valid = {d: jnp.ones(1, bool) for d in 'ab'}
+
+  rest = params['discriminator'], images, styles, valid
+
+  @quickly
+  def run(generators, vgg):
+    total, terms = networks.generator_loss(generators, *rest, vgg)
+    content = networks.content(generators, 'b', images['b'])
+    shown = networks.decode(generators, 'a', content, styles['a'])
+    loss = VggLoss(small).apply(vgg, (shown + 1) / 2, (images['b'] + 1) / 2)
+    return total, terms, loss[0]
+
+  total, terms, loss = run(params['generator'], vgg)
+  assert terms['vgg/a'] == pytest.approx(float(loss), rel=1e-3)
+  assert terms['vgg/a'] > 0
+  weight = lambda name: config.train.weights[name.partition('/')[0]]
+  expected = sum(float(weight(k) * v) for k, v in terms.items())
+  assert total == pytest.approx(expected, rel=1e-5)
+  assert run(params['generator'], jax.tree.map(jnp.zeros_like, vgg))[2] == 0
+  term = lambda p: networks.generator_terms(p, *rest, vgg)['vgg/a']
+  slopes = quickly(jax.grad(term))(params['generator'])
+  flat = lambda tree: np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+  assert np.abs(flat(slopes['a']['decoder'])).max() > 0
 
 
 @pytest.mark.parametrize('preset', ['phantom_long', 'folder'])

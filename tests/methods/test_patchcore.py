@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxmed import methods
+from jaxmed import methods, pretrained
 from jaxmed.configs import patchcore as configs
 from jaxmed.errors import UserError
 from jaxmed.method import Batch, Info, State
 from jaxmed.methods import patchcore
-from jaxmed.weights import pretrained
 
 INFO = Info(image=(32, 32, 3), batch=8, examples={'normal': 21})
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
@@ -178,7 +177,7 @@ def test_grays_are_seen_as_rgb():
     ({'reweight': 40}, 'config.model.reweight to 32'),
     ({'sampler': 'greedi'}, "Did you mean 'greedy'"),
     ({'layers': ('stage4',)}, "No stage of small 'stage4'"),
-    ({'trunk': 'wide_resnet50_2'}, 'trunk=small .*weights=random'),
+    ({'trunk': 'wide_resnet50'}, "Did you mean 'wide_resnet50_2'"),
   ],
 )
 def test_what_cannot_be_is_said(changes, says):
@@ -195,9 +194,25 @@ def test_weights_must_be_asked_for():
     pretrained.load('trunk', config.model, INFO)
 
 
-def test_the_wide_resnet_waits_for_its_weights():
-  with pytest.raises(UserError, match='ImageNet'):
-    methods.build(configs.get_config('wrn50'), INFO)
+def test_the_wide_resnet_waits_for_its_weights(monkeypatch, tmp_path):
+  monkeypatch.setenv('JAXMED_WEIGHTS', str(tmp_path))
+  model = configs.get_config('wrn50').model
+  with pytest.raises(UserError, match='jaxmed weights fetch wide_resnet50_2'):
+    pretrained.load('trunk', model, INFO)
+
+
+def test_the_trunk_is_as_deep_as_what_is_loaded_of_it():
+  config = configs.get_config('wrn50')
+  info = dataclasses.replace(INFO, image=(64, 64, 3))
+  trunk = pretrained.shapes('trunk', config.model, info)
+  assert not any(part.startswith('layer4') for part in trunk['params'])
+  method = methods.build(config, info)
+  core = jax.ShapeDtypeStruct((8, config.model.target_dim), jnp.float32)
+  state = State(frozen={'trunk': trunk}, memory={'core': core})
+  row = jax.ShapeDtypeStruct((2,), jnp.int32)
+  batch = Batch(jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8), row, row)
+  score = jax.eval_shape(method.score, state, batch, jax.random.key(0))
+  assert score.pixel['nearest'].shape == (2, 64, 64)
 
 
 def test_no_step_gathers_the_bank():

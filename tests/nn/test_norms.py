@@ -1,8 +1,9 @@
-"""Norms of single examples against their definitions in NumPy."""
+"""Norms against their definitions in NumPy, and against PyTorch's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxmed.nn import norms
 
@@ -46,3 +47,60 @@ def test_a_flat_image_has_a_finite_gradient():
   variables = layer.init(jax.random.key(0), x)
   gradient = jax.grad(lambda x: layer.apply(variables, x).sum())(x)
   assert np.isfinite(gradient).all()
+
+
+def batch_norm(x, steps=1, valid=None):
+  """Outputs of `steps` training steps, then of the running statistics."""
+  layer, given = norms.BatchNorm(), []
+  variables = layer.init(jax.random.key(0), x)
+  params = {'scale': jnp.array([1.0, 2.0, 0.5]), 'bias': jnp.arange(3.0)}
+  variables = variables | {'params': params}
+  for step in range(steps):
+    y, new = layer.apply(
+      variables, x * (step + 1), True, valid, mutable='batch_stats'
+    )
+    variables = variables | new
+    given.append(y)
+  return [*given, layer.apply(variables, x)], variables['batch_stats']
+
+
+def test_batch_norm_is_torchs_in_training_and_after():
+  torch = pytest.importorskip('torch')
+  x, layer = images(), torch.nn.BatchNorm2d(3)
+  layer.weight.data = torch.tensor([1.0, 2.0, 0.5])
+  layer.bias.data = torch.arange(3.0)
+  channels_first = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+  theirs = [layer(channels_first * (step + 1)) for step in range(3)]
+  theirs.append(layer.eval()(channels_first))
+  ours, statistics = batch_norm(x, steps=3)
+  for one, other in zip(ours, theirs, strict=True):
+    other = other.detach().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+  np.testing.assert_allclose(
+    statistics['var'], layer.running_var.numpy(), rtol=1e-5
+  )
+
+
+def test_batch_norm_looks_at_valid_images_alone():
+  x = images()
+  padded = np.concatenate([x, np.full_like(x[:1], np.nan)])
+  valid = jnp.array([True, True, False])
+  (alone, _), expected = batch_norm(x)
+  (beside, _), statistics = batch_norm(padded, valid=valid)
+  np.testing.assert_allclose(beside[:2], alone, atol=1e-6)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5),
+    statistics,
+    expected,
+  )
+
+
+def test_batch_norm_of_one_value_and_in_bfloat16():
+  one = jnp.ones((1, 1, 1, 3))
+  _, statistics = batch_norm(one)
+  assert np.isfinite(statistics['var']).all()
+  x = jnp.asarray(images() + 200, jnp.bfloat16)
+  (y, _), statistics = batch_norm(x)
+  assert y.dtype == jnp.bfloat16 and statistics['mean'].dtype == jnp.float32
+  (exact, _), _ = batch_norm(x.astype(jnp.float32))
+  np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.05)

@@ -361,7 +361,7 @@ def _slides(rng, folder: pathlib.Path, slides: int, side: int) -> None:
     thumbnail, overlay = _slide(rng, sick, side)
     thumbnail.save(maps / f'{group}_thumbnail.png')
     overlay.save(maps / f'{group}_overlay.png')
-    _layers(rng, folder, group, sick)
+    _layers(rng, folder, group, sick, failed)
     top = None if failed else 0.18 + 0.12 * sick + rng.normal(0, 0.02)
     rows.append(
       {
@@ -379,7 +379,7 @@ def _slides(rng, folder: pathlib.Path, slides: int, side: int) -> None:
   pq.write_table(pa.Table.from_pylist(rows), folder / 'slides.parquet')
 
 
-def _layers(rng, folder: pathlib.Path, group: str, sick: bool) -> None:
+def _layers(rng, folder, group: str, sick: bool, failed: bool) -> None:
   """A map of 12 x 12 squares of 256 px, on a slide a bit smaller."""
   pixels = rng.integers(0, 256, (12, 12, 4)).astype(np.uint8)
   Image.fromarray(pixels).save(folder / f'maps/{group}_heat.png')
@@ -392,6 +392,7 @@ def _layers(rng, folder: pathlib.Path, group: str, sick: bool) -> None:
     'tissue': ['256,256 2560,256 2560,2816 256,2816'],
     'above': ['1536,768 2048,768 2048,1280 1536,1280'] * sick,
     'annotations': ['1500,700 2100,720 2000,1300'] * sick,
+    'failed': ['512,1024 768,1024 768,1536 512,1536'] * failed,
   }
   (folder / f'maps/{group}_layers.json').write_text(json.dumps(about))
   (folder / 'detections').mkdir(exist_ok=True)

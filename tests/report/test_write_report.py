@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import urllib.parse
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxmed.errors import UserError
-from jaxmed.report import write_report
+from jaxmed.report import images, sections, write_report
 from tests.report.fabricate import OPTIONAL, change, config, number
 from tests.report.page import Page
 
@@ -84,7 +86,8 @@ def test_size_stays_small(finished):
 def test_nothing_is_fetched_from_elsewhere(finished):
   source = write_report(finished).read_text('utf-8')
   assert 'http' not in source.replace('http-equiv', '')
-  assert '@import' not in source and 'url(' not in source
+  assert '@import' not in source
+  assert not re.search(r'url\((?!#)', source)
   assert "default-src 'none'" in source
 
 
@@ -237,6 +240,28 @@ def test_random_weights_stand_in_red_above_everything(run):
   assert page.text.index('Random weights: small') < page.text.index('AUROC of')
 
 
+def test_trained_weights_come_with_source_licence_and_hash(run):
+  facts = {
+    'part': 'trunk',
+    'network': 'resnet18',
+    'weights': 'imagenet',
+    'source': 'https://example.org/resnet18.pth',
+    'sha256': 'ab' * 32,
+    'licence': 'BSD-3-Clause',
+  }
+  origin = {'run': '/runs/one', 'method': 'munit', 'parts': ['generator']}
+  change(
+    run,
+    'provenance.json',
+    lambda p: p.update(weights=[facts], init_from=origin),
+  )
+  page = read(run)
+  check(page)
+  for text in (*facts.values(), 'generator of /runs/one (munit)'):
+    assert text in page.text
+  assert 'Random weights' not in page.text
+
+
 def test_config_changes(run):
   assert 'train.steps 600 900' in read(run).text
   change(run, 'config.json', lambda c: c.update(changed={}))
@@ -267,6 +292,13 @@ def test_a_slide_has_layers_and_links(run):
   assert kinds.count('layer tissue') == 4
   assert kinds.count('layer annotations') == kinds.count('layer above') == 2
   assert kinds.count('layer detections') == 2
+  assert kinds.count('layer failed') == 1
+  (hatched,) = [
+    a['fill'] for a in page.all('path') if 'url' in a.get('fill', '')
+  ]
+  (pattern,) = page.all('pattern')
+  assert hatched == f'url(#{pattern["id"]})'
+  assert 'tiles that could not be read' in page.text
   assert len([a for a in page.all('circle') if a['cx'] == '1800']) == 2
   assert '0.375 at 1800, 1000' in page.text
   heat = [a for a in page.all('img') if a.get('class') == 'heat']
@@ -295,6 +327,7 @@ def test_what_is_no_detection_is_passed_over(run):
   check(page)
   marked = [a for a in page.all('circle') if a['cx'] in ('10', '30')]
   assert len(marked) == 200 and marked[0]['cx'] == '10'
+  assert '2 lines of detections/test_000.csv: no detection' in page.text
 
 
 def test_many_slides_show_both_ends(run):
@@ -307,6 +340,78 @@ def test_many_slides_show_both_ends(run):
   assert len(shown) == 24
   assert {a['id'] for a in shown} >= {'slide-0', 'slide-59'}
   assert 'those of 36 others are in maps/' in page.text
+  assert page.text.count('no picture: only 24 slides have one here') == 36
+
+
+def test_slides_are_ranked_by_the_rule_named_first(run):
+  def order(page):
+    links = [a['href'] for a in page.all('a') if 'href' in a]
+    return [link for link in links if link.startswith('#slide-')]
+
+  rows = pq.read_table(run / 'slides.parquet').to_pylist()
+  for i, row in enumerate(rows):
+    row['mean.cycle_ssim'] = i / 10
+    row['score.cycle_ssim'] = -i / 10
+  pq.write_table(pa.Table.from_pylist(rows), run / 'slides.parquet')
+  highest = [f'#slide-{i}' for i in range(4)]
+  assert order(read(run)) == highest
+  change(run, 'results.json', lambda v: v.update(slide_rule='mean'))
+  page = read(run)
+  assert order(page) == highest[::-1]
+  assert 'Test slides by cycle_ssim, mean, the highest first' in page.text
+  assert 'cycle_ssim, mean 0.2' in page.text  # Under a picture.
+
+
+@pytest.mark.parametrize('inside', [True, False])
+def test_slides_that_were_scored_later(run, tmp_path, inside):
+  """They lie as `jaxmed score --slides` leaves them."""
+  folder = run / 'scored/näw' if inside else tmp_path / 'elsewhere'
+  (run / 'maps').rename(tmp_path / 'maps')
+  shutil.copytree(tmp_path / 'maps', folder)
+  shutil.move(run / 'detections', folder / 'detections')
+  rows = pq.read_table(run / 'slides.parquet').to_pylist()
+  pq.write_table(pa.Table.from_pylist(rows[2:]), folder / 'slides.parquet')
+  (folder / 'failures.jsonl').write_text('{"stage": "later", "item": "x"}\n')
+  named = 'scored/näw' if inside else str(folder)
+  change(run, 'results.json', lambda v: v.update(slides_folder=named))
+  page = read(run)
+  check(page)
+  assert (
+    f'Not the run’s own test slides: these are those of {named}' in page.text
+  )
+  shown = [
+    a['id'] for a in page.all('figure') if a.get('class') == 'card slide'
+  ]
+  assert len(shown) == 2
+  kinds = [a['class'] for a in page.all('g') if 'layer' in a.get('class', '')]
+  assert kinds.count('layer detections') == kinds.count('layer above') == 2
+  assert '1 in “later”' in page.text
+  for name in ('test_003_overlay.png', 'detections/test_003.csv'):
+    links = [a['href'] for a in page.all('a') if a['href'].endswith(name)]
+    (link,) = map(urllib.parse.unquote, links)
+    assert (run / link).resolve() == (folder / name).resolve()
+  shutil.rmtree(folder)
+  page = read(run)
+  check(page)
+  assert (
+    f'The slides that were evaluated are not in {named} any more' in page.text
+  )
+  assert not [a for a in page.all('figure') if a.get('class') == 'card slide']
+
+
+def test_pictures_that_were_left_out_are_named_with_their_slide(
+  run, monkeypatch
+):
+  monkeypatch.setattr(sections, 'Pictures', lambda: images.Pictures(6000))
+  page = read(run)
+  check(page)
+  why = 'left out to keep this file small'
+  assert f'no picture of its heat map: {why}' in page.text
+  assert f'no picture of the slide: {why}' in page.text
+  (run / 'maps/test_000_thumbnail.png').unlink()
+  (run / 'maps/test_000_overlay.png').unlink()
+  (run / 'maps/test_000_layers.json').unlink()
+  assert 'no picture: its files are missing' in read(run).text
 
 
 def test_failures_beyond_the_hundredth_are_counted(run):

@@ -186,6 +186,29 @@ def test_overview_in_bands_equals_overview_at_once(small, monkeypatch):
     assert (slide.overview(3) == once).all()
 
 
+@pytest.mark.parametrize(
+  ('side', 'taken'), [(1000, 1), (1002, 1), (998, 1), (1040, 0)]
+)
+def test_overview_takes_a_level_whose_size_was_rounded(tmp_path, side, taken):
+  """Level 1 of 500 px has another gray than level 0, to be told from it."""
+  path = tmp_path / 'two.tif'
+  with tifffile.TiffWriter(path) as file:
+    for level, size in enumerate((side, 500)):
+      file.write(
+        np.full((size, size, 3), (40, 200)[level], np.uint8),
+        tile=(256, 256),
+        photometric='rgb',
+        compression='jpeg',
+        subfiletype=level,
+      )
+  with reader.open_slide(path, mpp=0.5) as slide:
+    assert len(slide.levels) == 2
+    seen = slide.overview(2)
+  assert seen.shape == (side // 2, side // 2, 3)
+  # JPEG's blocks at the border end in black.
+  assert abs(np.median(seen) - (40, 200)[taken]) <= ROUNDING
+
+
 def test_the_cache_of_tiles_is_bounded(small, monkeypatch):
   monkeypatch.setattr(jpeg, 'CACHE_BYTES', 2 * 256 * 256 * 3)
   with reader.open_slide(small.path) as slide:

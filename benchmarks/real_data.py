@@ -1,0 +1,171 @@
+"""Every method on the real images at hand: AUROC, time and speed in one table.
+
+  python benchmarks/real_data.py --data ../shared/data --out real
+      [--only patchcore,rd] [--sets oral,camelyon16]
+
+One launch a method and set, in a folder of its own under --out; called again,
+it goes on where it stopped. Ends in real_data.csv and a table in Markdown.
+
+Splits are by this rule and no other. Oral histology and chest X-rays: of the
+normal images in the order of their names the first 60 % are for training, the
+next 10 % for thresholds, the rest for testing; of the anomalous ones the first
+10 % are for methods that learn from some, the rest for testing. Camelyon16's
+patches are divided by slide, as its four slides allow: tumor_064 for training,
+tumor_004 (healthy only) for thresholds, tumor_001 and tumor_073 for testing.
+Two slides give no interval, so intervals are over images everywhere.
+
+The X-rays come from two hospitals, one a class: the mean gradient alone tells
+them apart. What is measured there is no detection of disease.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+
+SETS = {
+  'oral': ('histology/oral', 'normal', 'oscc'),
+  'camelyon16': ('histology/camelyon16_patches', 'normal', 'tumor'),
+  'cxr': ('cxr', 'normal', 'covid'),
+}
+WARNINGS = {'cxr': 'two sources, one a class: no detection of disease'}
+SLIDES = {
+  'tumor_064': 'train',
+  'tumor_004': 'validation',
+  'tumor_001': 'test',
+  'tumor_073': 'test',
+}
+TRAIN, VALIDATION, FEW = 0.6, 0.1, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One row of the table: a preset, and what differs from it."""
+
+  config: str
+  trunk: str = ''  # Of those whose real weights are at hand.
+  options: tuple[str, ...] = ()
+
+
+METHODS: Mapping[str, Entry] = {
+  'munit': Entry('munit:folder'),
+  'fanogan': Entry('fanogan:folder'),
+}
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--data', type=pathlib.Path, required=True)
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  parser.add_argument('--only', default=','.join(METHODS))
+  parser.add_argument('--sets', default=','.join(SETS))
+  given = parser.parse_args()
+  out = given.out.absolute()
+  for name in given.sets.split(','):
+    lay_out(given.data.absolute(), name, out / 'images' / name)
+    for method in given.only.split(','):
+      launch(METHODS[method], out / 'images' / name, out / name / method)
+  rows = list(collect(out))
+  with (out / 'real_data.csv').open('w', newline='') as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  print(table(rows))
+  return 0
+
+
+def lay_out(data: pathlib.Path, name: str, folder: pathlib.Path) -> None:
+  """A folder with links to a set's images, and the table of their splits."""
+  folder.mkdir(parents=True, exist_ok=True)
+  root, *kinds = SETS[name]
+  with (folder / 'labels.csv').open('w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(('path', 'label', 'group', 'split'))
+    for label, kind in enumerate(kinds):
+      link = folder / kind
+      if not link.exists():
+        link.symlink_to(data / root / kind)
+      files = sorted(path.name for path in link.iterdir())
+      for file_name, split in zip(files, splits(files, label), strict=True):
+        path = f'{kind}/{file_name}'
+        writer.writerow((path, label, path, split))
+
+
+def splits(names: list[str], label: int) -> Iterator[str]:
+  """Of each file of a class, in order."""
+  for number, name in enumerate(names):
+    slide = '_'.join(name.split('_')[:2])
+    share = number / len(names)
+    if slide in SLIDES:
+      yield SLIDES[slide]
+    elif label:
+      yield 'train' if share < FEW else 'test'
+    elif share < TRAIN:
+      yield 'train'
+    else:
+      yield 'validation' if share < TRAIN + VALIDATION else 'test'
+
+
+def launch(entry: Entry, images: pathlib.Path, folder: pathlib.Path) -> None:
+  """The whole way of one method on one set, in a process of its own."""
+  if (folder / 'report.html').exists():
+    return
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  print(f'{folder.parent.name}: {folder.name}', file=sys.stderr, flush=True)
+  command = [
+    *(sys.executable, '-m', 'jaxmed.launch', f'--config={entry.config}'),
+    f'--workdir={folder}',
+    f'--config.data.path={images}',
+    f'--config.data.dir={images.parent.parent / "records"}',
+    '--config.data.options.labels=labels.csv',
+    *entry.options,
+  ]
+  subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ)
+
+
+def collect(out: pathlib.Path) -> Iterator[dict[str, str]]:
+  """A row of each run, and one of the best trivial baseline beside it."""
+  for name in SETS:
+    for method in METHODS:
+      folder = out / name / method
+      if not (folder / 'report.html').exists():
+        continue
+      results = json.loads((folder / 'results.json').read_text())
+      facts = json.loads((folder / 'provenance.json').read_text())
+      auroc = results['image'][results['primary']]['auroc']
+      trivial = max(
+        results['trivial'],
+        key=lambda one: results['trivial'][one]['auroc']['value'],
+      )
+      yield {
+        'set': name,
+        'method': method,
+        'score': results['primary'],
+        'auroc': interval(auroc),
+        'n': auroc['n'],
+        'anomalous': auroc['positives'],
+        'best_trivial': trivial,
+        'trivial_auroc': interval(results['trivial'][trivial]['auroc']),
+        'train_s': round(facts['stages']['train']),
+        'images_per_s': f'{facts["train"]["images_per_s"]:.1f}',
+        'warning': WARNINGS.get(name, ''),
+      }
+
+
+def interval(number: Mapping) -> str:
+  return '{value:.2f} [{low:.2f}, {high:.2f}]'.format(**number)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+  lines = ['| ' + ' | '.join(rows[0]) + ' |', '|---' * len(rows[0]) + '|']
+  lines += ['| ' + ' | '.join(map(str, row.values())) + ' |' for row in rows]
+  return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
