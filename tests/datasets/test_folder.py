@@ -65,6 +65,25 @@ def test_plain_folders(tmp_path):
     assert opened[row]['image'] == path.read_bytes()
 
 
+def test_some_sick_patients_may_be_trained_on(tmp_path):
+  _plain(tmp_path / 'data', sick=40)
+  before = _splits(_open(tmp_path / 'data'))
+  some, more = (
+    _splits(_open(tmp_path / 'data', train_sick=share)) for share in (0.2, 0.5)
+  )
+  trained = lambda splits: {
+    k for k, v in splits.items() if k.startswith('OSCC') and v == 'train'
+  }
+  assert not trained(before)
+  assert 2 <= len(trained(some)) <= 16 and trained(some) < trained(more)
+  normals = lambda splits: {
+    k: v for k, v in splits.items() if k.startswith('normal')
+  }
+  assert normals(before) == normals(some) == normals(more)
+  with pytest.raises(UserError, match='train_sick is 2'):
+    _open(tmp_path / 'data', train_sick=2.0)
+
+
 def test_a_new_file_moves_no_other(tmp_path):
   _plain(tmp_path / 'data')
   before = _splits(_open(tmp_path / 'data'))

@@ -53,6 +53,19 @@ def test_shards_are_slides_of_both_scanners():
   assert all(bool(row['annotation']) == bool(row['label']) for row in rows)
 
 
+def test_slides_with_lesions_for_training_are_others_than_for_testing():
+  plain, more = (
+    phantom.slides(_data('phantom', train_lesion=n), pathlib.Path('d'))
+    for n in (0, 2)
+  )
+  added = [row for row in more if row not in plain]
+  assert [row for row in more if row in plain] == plain
+  assert [(r['split'], r['label'], r['domain']) for r in added] == [
+    ('train', 1, 'A')
+  ] * 2
+  assert len({row['group'] for row in more}) == len(more)
+
+
 def test_artefacts_are_on_sick_and_on_healthy_slides():
   slides = phantom._slides(_data('phantom'))
   for artefact in ('pen', 'fold'):

@@ -42,7 +42,7 @@ def _flat_loss(teacher, student):
   for f, g in zip(teacher, student, strict=True):
     f, g = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (f, g))
     norms = np.linalg.norm(f, axis=1) * np.linalg.norm(g, axis=1)
-    total += (1 - (f * g).sum(axis=1) / norms).mean()
+    total += (1 - (f * g).sum(axis=1) / np.maximum(norms, 1e-16)).mean()
   return total
 
 

@@ -64,6 +64,16 @@ def best_f1(labels, scores):
         labels, scores >= roc.youden(labels, scores).threshold
       ),
     ),
+    (
+      lambda counts: np.where(
+        counts.both,
+        roc.Confusion(*histogram.best_f1_point(counts)).accuracy,
+        np.nan,
+      ),
+      lambda labels, scores: metrics.accuracy_score(
+        labels, scores >= roc.best_f1(labels, scores).threshold
+      ),
+    ),
   ],
 )
 def test_resamples_equal_brute_force(ours, theirs, ties):
