@@ -203,8 +203,8 @@ def test_which_slides_are_tested(camelyon, surveyed):
 def test_validation_is_a_share_of_normal_slides(camelyon):
   members = camelyon16_folder.find(camelyon)
 
-  def chosen(share, seed=0, of=members):
-    options = {'validation': share, 'validation_tumour': 0.0, 'seed': seed}
+  def chosen(share, seed=0, of=members, tumour=0.0):
+    options = {'validation': share, 'seed': seed, 'validation_tumour': tumour}
     divided = camelyon16.divide(of, options)
     return {one.name for one in divided if one.split == 'validation'}
 
@@ -215,6 +215,26 @@ def test_validation_is_a_share_of_normal_slides(camelyon):
   assert len({frozenset(chosen(0.01, seed)) for seed in range(9)}) > 1
   without = [one for one in members if one.name not in chosen(0.01)]
   assert chosen(0.01, of=without) != chosen(0.01)
+  tumours = {one.name for one in members if one.split == 'train' and one.tumour}
+  some = chosen(0.01, tumour=0.5) - chosen(0.01)
+  assert some and some < tumours and chosen(0.01) < chosen(0.01, tumour=0.5)
+  assert chosen(0.01, tumour=1.0) - chosen(0.01) == tumours
+
+
+def test_tumours_of_the_validation_are_tiles_of_both_classes(
+  camelyon, tmp_path
+):
+  opened = _open(_config(camelyon, tmp_path, validation_tumour=1.0))
+  table = opened.index.to_pydict()
+  kinds = {
+    (split, label, group.partition('_')[0])
+    for split, label, group in zip(
+      table['split'], table['label'], table['group'], strict=True
+    )
+  }
+  validation = {kind[1:] for kind in kinds if kind[0] == 'validation'}
+  assert {(0, 'normal'), (1, 'tumor')} <= validation
+  assert ('train', 1, 'tumor') not in kinds
 
 
 def test_fwrd_draws_its_places(camelyon, tmp_path):

@@ -1,3 +1,4 @@
+import collections
 import io
 import json
 import pathlib
@@ -104,6 +105,24 @@ def test_patients_stay_together_and_with_their_anomalies(tmp_path):
   assert all(len(found) == 1 for found in splits.values())
   assert splits['p3'] == {'test'}
   assert len(splits) == 20 + 5
+
+
+def test_some_of_the_sick_are_for_training_and_validation(tmp_path):
+  _plain(tmp_path, normal=20, sick=40)
+  without = {row['key']: row for row in _open(tmp_path).index.to_pylist()}
+  shares = {'train_sick': 0.5, 'validation_sick': 0.2}
+  opened = _open(tmp_path, **shares).index.to_pylist()
+  found = collections.Counter(r['split'] for r in opened if r['label'] == 1)
+  assert found.total() == 40
+  assert 12 <= found['train'] <= 28 and 2 <= found['validation'] <= 16
+  for row in opened:  # Normal ones stay where they were.
+    if row['label'] == 0:
+      assert row['split'] == without[row['key']]['split']
+    else:
+      assert without[row['key']]['split'] == 'test'
+  for wrong in ({'train_sick': -0.1}, shares | {'train_sick': 0.9}):
+    with pytest.raises(UserError, match='1 at most together'):
+      folder.fingerprint(_config(tmp_path, **wrong))
 
 
 def test_mvtec_layout(tmp_path):

@@ -75,6 +75,19 @@ def test_artefacts_are_on_sick_and_on_healthy_slides():
     assert 0 < len(having) < len(slides) / 2
 
 
+def test_slides_with_lesions_for_other_uses_are_new_ones():
+  plain = {one.group: one for one in phantom._slides(_data())}
+  options = {'train_lesion': 2, 'validation_lesion': 1}
+  more = {one.group: one for one in phantom._slides(_data(**options))}
+  new = [one for group, one in more.items() if group not in plain]
+  assert set(plain) < set(more)
+  assert [one.split for one in new] == ['train', 'train', 'validation']
+  assert all(one.plan.lesions for one in new)
+  assert all(one.plan.scanner.name == 'A' for one in new)
+  for group, one in plain.items():  # Nothing that was there is drawn anew.
+    assert more[group] == one
+
+
 def test_the_fingerprint_knows_all_options():
   base = phantom.fingerprint(_data())
   assert phantom.fingerprint(_data()) == base
