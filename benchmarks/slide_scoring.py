@@ -107,7 +107,7 @@ def overhead(path: pathlib.Path, out: pathlib.Path, tile: int = 256) -> None:
   watch = Stopwatch()
   with open_slide(path) as slide:
     width, height = slide.size
-    slide_work.Work(run, slide)  # Finds the tissue and lays the grid.
+    work = slide_work.Work(run, slide)  # Finds the tissue and lays the grid.
   prepared = watch.lap('tissue and grid', f'{width} x {height} px')
   jobs = [slide_stream.Job(path)]
   ((_, found),) = slide_stream.score_each(run, jobs)
@@ -122,7 +122,7 @@ def overhead(path: pathlib.Path, out: pathlib.Path, tile: int = 256) -> None:
     f'all: {total + saved + drawn:.1f} s; tissue, grid and maps: '
     f'{prepared + saved + drawn:.1f} s of it'
   )
-  assert (covered >= run.config.score.tissue).sum() == found.tiles
+  assert len(work.places) == found.tiles
   run.config.score.dense = 'dark'
   jobs = [slide_stream.Job(path, dense=out / '.map')]
   watch.began = time.perf_counter()

@@ -1,7 +1,9 @@
 """PatchCore: --config=configs/patchcore.py, or configs/patchcore.py:PRESET.
 
-Until trained trunks are there, `small` is an untrained one, and says so:
-`model.weights` must be `random`.
+Presets that must run without a download look through `small`, an untrained
+trunk; `wrn50` has the original's. Any other is a matter of three fields:
+--config.model.trunk=resnet18 --config.model.weights=imagenet
+--config.model.layers="('layer2', 'layer3')".
 """
 
 from ml_collections import ConfigDict

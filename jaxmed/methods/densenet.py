@@ -50,7 +50,7 @@ from jaxmed.method import (
 )
 from jaxmed.nn.densenet import DenseNet121
 from jaxmed.nn.fit import fit, start
-from jaxmed.nn.trunk import Trunk
+from jaxmed.nn.trunk import Trunk, trunk
 from jaxmed.ops import calibration
 from jaxmed.ops.maps import anomaly_map
 from jaxmed.weights.names import Table
@@ -253,7 +253,8 @@ def _check(config: ConfigDict, info: Info) -> None:
       'it has to be at least 0 and less than all.'
     )
   sizes = tuple(model.blocks), model.growth, model.stem_width
-  plain = DenseNet121.blocks, DenseNet121.growth, DenseNet121.stem_width
+  known = trunk(NAME).network
+  plain = tuple(known.blocks), known.growth, known.stem_width
   if model.weights != 'random' and sizes != plain:
     raise UserError(
       f'Blocks of {sizes[0]} layers, growth {sizes[1]} and a stem of '

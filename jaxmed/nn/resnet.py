@@ -111,8 +111,8 @@ class ResNet(Staged):
       features[stage] = x
     if self.classes:
       pooled = wide(x).mean((1, 2))
-      dense = nn.Dense(self.classes, dtype=self.dtype, name='fc')
-      features['logits'] = wide(dense(pooled))
+      dense = nn.Dense(self.classes, name='fc')  # In float32.
+      features['logits'] = dense(pooled)
     return features
 
   def table(self) -> Table:

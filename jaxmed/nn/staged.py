@@ -28,7 +28,7 @@ class Staged(nn.Module):
     classes: of the classifier, whose output is called 'logits'; 0 for none.
     last: the deepest stage that is built; '' for all.
     dtype: what is computed in; None for that of images and parameters.
-      Statistics of norms and logits are float32 at least.
+      Norms compute in float32 at least, and logits are that.
   """
 
   classes: int = 0
@@ -44,7 +44,7 @@ class Staged(nn.Module):
       raise UserError(
         f'A classifier of {self.classes} classes is asked for of'
         f' {self.title} down to {self.last!r}, but it needs the whole network;'
-        f' leave `last` empty, or `classes` 0.'
+        ' leave `last` empty, or `classes` 0.'
       )
 
   @property

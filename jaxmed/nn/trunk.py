@@ -57,8 +57,8 @@ class Small(Staged):
         x = nn.relu(x)
       features[stage] = x
     if self.classes:
-      dense = nn.Dense(self.classes, dtype=self.dtype, name='head')
-      features['logits'] = wide(dense(wide(x).mean((1, 2))))
+      dense = nn.Dense(self.classes, name='head')
+      features['logits'] = dense(wide(x).mean((1, 2)))
     return features
 
   def table(self) -> Table:

@@ -38,23 +38,31 @@ def fit(
   weight = weight / weight.sum()
   x = jnp.where(valid, log_odds, 0.0)
   size = jnp.maximum(jnp.sqrt((weight * jnp.square(x)).sum()), 1e-6)
-  free = jnp.array([1.0, float(offset)])
-  columns = jnp.stack([x / size, jnp.ones_like(x)], axis=1) * free[None]
+  columns = jnp.stack([x / size, jnp.ones_like(x)], axis=1)
 
   def loss(theta):
     z = columns @ theta
     return (weight * (jax.nn.softplus(z) - target * z)).sum()
 
-  def newton(_, theta):
+  def newton(theta, free):
+    """A step of those that are free, no longer than what makes it better."""
     p = jax.nn.sigmoid(columns @ theta)
-    gradient = columns.T @ (weight * (p - target))
-    curvature = (columns * (weight * p * (1 - p))[:, None]).T @ columns
-    curvature += jnp.diag(1 - free) + 1e-7 * jnp.eye(2)
-    step = jnp.linalg.solve(curvature, gradient)
+    some = columns * free[None]
+    gradient = some.T @ (weight * (p - target))
+    curvature = (some * (weight * p * (1 - p))[:, None]).T @ some
+    step = jnp.linalg.solve(
+      curvature + jnp.diag(1 - free) + 1e-7 * jnp.eye(2), gradient
+    )
     lengths = jnp.append(0.5 ** jnp.arange(HALVINGS), 0.0)
     tried = theta[None] - lengths[:, None] * step[None]
     tried = tried.at[:, 0].max(LEAST)
     return tried[jnp.argmin(jax.vmap(loss)(tried))]
 
-  slope, shift = jax.lax.fori_loop(0, ROUNDS, newton, jnp.array([1.0, 0.0]))
+  def descend(theta, free):
+    return jax.lax.fori_loop(0, ROUNDS, lambda _, t: newton(t, free), theta)
+
+  both = descend(jnp.array([1.0, 0.0]), jnp.array([1.0, float(offset)]))
+  # Where the slope is held, the offset may stand where both would have gone.
+  held = descend(jnp.array([LEAST, 0.0]), jnp.array([0.0, float(offset)]))
+  slope, shift = jnp.where(both[0] > LEAST, both, held)
   return slope / size, shift

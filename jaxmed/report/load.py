@@ -87,6 +87,7 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 def load(workdir: pathlib.Path) -> Run:
   """Reads a run's folder; an error where it has not been evaluated."""
   damaged = []
+  config = _required(workdir / 'config.json', 'start the run')
   results = _required(workdir / 'results.json', 'evaluate it')
   elsewhere = str(results.get('slides_folder') or '')
   slides = workdir / elsewhere
@@ -99,7 +100,7 @@ def load(workdir: pathlib.Path) -> Run:
       )
   return Run(
     workdir=workdir,
-    config=_required(workdir / 'config.json', 'start the run'),
+    config=config,
     results=results,
     provenance=_json(workdir / 'provenance.json', {}, damaged),
     calibration=_json(workdir / 'calibration.json', {}, damaged),

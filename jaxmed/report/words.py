@@ -23,6 +23,7 @@ METHODS = {
   'cyclegan': 'CycleGAN',
   'steganomaly': 'SteGANomaly',
   'padim': 'PaDiM',
+  'densenet': 'DenseNet-121, supervised',
   'vae': 'VAE',
   'ascnet': 'ASC-Net',
 }

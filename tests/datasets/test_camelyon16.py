@@ -204,7 +204,8 @@ def test_validation_is_a_share_of_normal_slides(camelyon):
   members = camelyon16_folder.find(camelyon)
 
   def chosen(share, seed=0, of=members):
-    divided = camelyon16.divide(of, {'validation': share, 'seed': seed})
+    options = {'validation': share, 'validation_tumour': 0.0, 'seed': seed}
+    divided = camelyon16.divide(of, options)
     return {one.name for one in divided if one.split == 'validation'}
 
   assert not chosen(0.0)

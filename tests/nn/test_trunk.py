@@ -36,6 +36,7 @@ DEEPEST = {
   'resnet50v2': ('stage3', 5, 7, 1024),
   'small': ('stage3', 9, 13, 128),
   'squeezenet1_1': ('fire9', 4, 6, 512),
+  'tiny': ('stage3', 9, 13, 16),
   'vgg16': ('relu5_3', 4, 6, 512),
   'wide_resnet50_2': ('layer4', 3, 4, 2048),
 }
@@ -75,7 +76,16 @@ def images(height=33, width=47):
 
 
 def test_every_network_is_tested():
-  assert set(DEEPEST) == set(NETWORKS) == {*COUNTS, 'small', 'resnet50v2'}
+  assert (
+    set(DEEPEST)
+    == set(NETWORKS)
+    == {
+      *COUNTS,
+      'resnet50v2',
+      'small',
+      'tiny',
+    }
+  )
 
 
 @pytest.mark.parametrize('name', COUNTS)
