@@ -1,7 +1,15 @@
 """PaDiM: --config=configs/padim.py, or configs/padim.py:PRESET.
 
 What is kept is a covariance at every place of the first layer's grid, so
-`channels` counts squared: 550 at 56 x 56 places are 1.9 GB, 100 are 64 MB.
+`channels` counts squared: 550 at 56 x 56 places are 1.9 GB, 100 are 63 MB.
+
+`wrn50`, `resnet18`, `resnet50v2` and `squeezenet1_1` look through networks
+trained on ImageNet, whose weights `jaxmed weights` brings. The other presets
+need none: `small` is an untrained network, its weights are called `random`. To
+look at their data through a trained one, give its trunk, weights and layers:
+
+  --config.model.trunk=squeezenet1_1 --config.model.weights=imagenet
+  --config.model.layers="('fire3','fire5','fire7')"
 """
 
 from ml_collections import ConfigDict
@@ -41,6 +49,36 @@ def resnet18(config: ConfigDict) -> ConfigDict:
   """The paper's small one: 100 of ResNet-18's 448 channels."""
   config = wrn50(config)
   config.model.update({'trunk': 'resnet18', 'channels': 100})
+  return config
+
+
+def resnet50v2(config: ConfigDict) -> ConfigDict:
+  """Gluon's ResNet-50 v2, whose stages are those of the paper's network.
+
+  100 channels, which the covariances of a few hundred images can fill; with
+  thousands of images the paper's 550 say more.
+  """
+  config = wrn50(config)
+  config.model.update(
+    {
+      'trunk': 'resnet50v2',
+      'layers': ('stage1', 'stage2', 'stage3'),
+      'channels': 100,
+    }
+  )
+  return config
+
+
+def squeezenet1_1(config: ConfigDict) -> ConfigDict:
+  """A small trunk, quick on a CPU: grids of 55, 27 and 13 places at 224 px."""
+  config = wrn50(config)
+  config.model.update(
+    {
+      'trunk': 'squeezenet1_1',
+      'layers': ('fire3', 'fire5', 'fire7'),
+      'channels': 100,
+    }
+  )
   return config
 
 
@@ -101,6 +139,8 @@ PRESETS = {
   'slides': slides,
   'wrn50': wrn50,
   'resnet18': resnet18,
+  'resnet50v2': resnet50v2,
+  'squeezenet1_1': squeezenet1_1,
   'camelyon16': camelyon16,
   'tiny': tiny,
 }

@@ -1,9 +1,12 @@
 """PatchCore: --config=configs/patchcore.py, or configs/patchcore.py:PRESET.
 
-Presets that must run without a download look through `small`, an untrained
-trunk; `wrn50` has the original's. Any other is a matter of three fields:
---config.model.trunk=resnet18 --config.model.weights=imagenet
---config.model.layers="('layer2', 'layer3')".
+`wrn50`, `resnet50v2` and `squeezenet1_1` look through networks trained on
+ImageNet, whose weights `jaxmed weights` brings. The other presets need none:
+`small` is an untrained network, and its weights are called `random`. To look
+at their data through a trained one, give its trunk, weights and layers:
+
+  --config.model.trunk=squeezenet1_1 --config.model.weights=imagenet
+  --config.model.layers="('fire5','fire7')"
 """
 
 from ml_collections import ConfigDict
@@ -32,6 +35,7 @@ def wrn50(config: ConfigDict) -> ConfigDict:
       'sampler': 'approximate',  # Or greedy.
       'coreset_share': 0.1,  # Of the bank ...
       'coreset_size': 0,  # ... or so many, if not 0.
+      'bank_gb': 16.0,  # The most that the bank may take, on all devices.
       'projection': 128,  # Wherein the coreset is chosen; 0: no projection.
       'starts': 10,  # Of the approximate sampler.
       'neighbours': 1,
@@ -45,6 +49,32 @@ def wrn50(config: ConfigDict) -> ConfigDict:
   config.train.log_every = 1
   config.score.batch = 8
   config.eval.primary = 'nearest'
+  return config
+
+
+def resnet50v2(config: ConfigDict) -> ConfigDict:
+  """As `wrn50`, in Gluon's ResNet-50 v2: the same grids, half as wide."""
+  config = wrn50(config)
+  config.model.trunk = 'resnet50v2'
+  config.model.layers = ('stage2', 'stage3')
+  return config
+
+
+def squeezenet1_1(config: ConfigDict) -> ConfigDict:
+  """A small trunk, quick on a CPU: grids of 27 and 13 places at 224 px.
+
+  The stages lie where layer2 and layer3 do in a ResNet, at an eighth and a
+  sixteenth of the image; a patch is described by half as many numbers.
+  """
+  config = wrn50(config)
+  config.model.update(
+    {
+      'trunk': 'squeezenet1_1',
+      'layers': ('fire5', 'fire7'),
+      'pretrain_dim': 512,
+      'target_dim': 512,
+    }
+  )
   return config
 
 
@@ -116,6 +146,8 @@ PRESETS = {
   'folder': folder,
   'slides': slides,
   'wrn50': wrn50,
+  'resnet50v2': resnet50v2,
+  'squeezenet1_1': squeezenet1_1,
   'camelyon16': camelyon16,
   'tiny': tiny,
 }

@@ -162,6 +162,7 @@ def build(config: ConfigDict, info: Info) -> Method:
   height, width = _check(model, network, info)
   images = info.examples.get('normal', 0)
   count = _count(model, images, height * width) if images else 0
+  _refuse_large(model, images, height * width)
 
   def features(state: State, batch: Batch):
     stages = network.apply(state.frozen['trunk'], batch.unit)
@@ -257,3 +258,15 @@ def _count(model: ConfigDict, images: int, places: int) -> int:
         f' set --config.model.{name} to {count} or less.'
       )
   return count
+
+
+def _refuse_large(model: ConfigDict, images: int, places: int) -> None:
+  """A bank that no memory holds would be told of only once it is asked for."""
+  size = 4e-9 * images * places * model.target_dim
+  if size > (most := model.get('bank_gb', math.inf)):
+    raise UserError(
+      f'The bank of {images} images would take {size:.2g} GB, and'
+      f' --config.model.bank_gb allows {most:g}; choose fewer images with'
+      ' --config.data.cohorts.normal, a smaller --config.model.target_dim, or'
+      ' allow more.'
+    )

@@ -176,6 +176,7 @@ def test_grays_are_seen_as_rgb():
     ({'neighbours': 33}, '33 nearest rows of a coreset of 32'),
     ({'reweight': 40}, 'config.model.reweight to 32'),
     ({'sampler': 'greedi'}, "Did you mean 'greedy'"),
+    ({'bank_gb': 5e-5}, 'bank of 21 images would take 8.6e-05 GB'),
     ({'layers': ('stage4',)}, "No stage of small 'stage4'"),
     ({'trunk': 'wide_resnet50'}, "Did you mean 'wide_resnet50_2'"),
   ],
