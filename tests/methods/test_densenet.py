@@ -47,9 +47,9 @@ def _batches(count, seed=0):
   dice = np.random.default_rng(seed)
   images = dice.integers(0, 120, (count, 32, 32, 3), np.uint8)
   label = (np.arange(count) % 4 == 0).astype(np.int32)
-  for image in images[label == 1]:
+  for number in np.flatnonzero(label):
     x, y = dice.integers(0, 24, 2)
-    image[y : y + 8, x : x + 8] += 120
+    images[number, y : y + 8, x : x + 8] += 120
   row = np.arange(count, dtype=np.int32)
   for i in range(0, count, 8):
     yield Batch(*(v[i : i + 8] for v in (images, row, label)))
