@@ -11,6 +11,7 @@ import runpy
 import signal
 import sys
 import textwrap
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,7 +113,10 @@ def _help(
   lines += ['', 'Configs and their presets, the first by default:']
   for name in config_names():
     module = importlib.import_module(f'jaxmed.configs.{name}')
-    lines.append(f'  {name}: {", ".join(module.PRESETS)}')
+    presets = f'{name}: {", ".join(module.PRESETS)}'
+    lines += textwrap.wrap(
+      presets, 80, initial_indent='  ', subsequent_indent='    '
+    )
   if fields is None:
     lines += ['', '--config=NAME --help also lists the fields of a config.']
   else:

@@ -13,6 +13,10 @@ from jaxmed.provenance import Provenance
 from jaxmed.training.run import Stopped
 
 
+# In every run; the others take minutes, and so run with --all.
+QUICK = {'munit', 'padim', 'patchcore'}
+
+
 def config_of(name: str):
   """The tiny preset of a config."""
   module = __import__(f'jaxmed.configs.{name}', fromlist=['get_config'])
@@ -60,4 +64,8 @@ def train(config, folder, devices=8, stop=lambda at: False) -> pathlib.Path:
 def pytest_generate_tests(metafunc):
   if 'name' in metafunc.fixturenames:
     configs = [n for n in command.config_names() if n in names()]
-    metafunc.parametrize('name', configs)
+    slow = pytest.mark.slow
+    metafunc.parametrize(
+      'name',
+      [pytest.param(n, marks=[slow] * (n not in QUICK)) for n in configs],
+    )

@@ -14,7 +14,8 @@ from tests.golden import check, filling, munit, tissue
 
 HERE = pathlib.Path(__file__).parent
 SHARED = HERE.parents[2] / 'shared' / 'golden'
-SLOW = {'backbones', 'rd4ad', 'fwrd'}  # Cases of large networks.
+# Cases of large networks, or of long compiling.
+SLOW = {'backbones', 'fanogan', 'fwrd', 'lpips', 'rd4ad'}
 
 
 def cases() -> list[pathlib.Path]:

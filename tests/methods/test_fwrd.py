@@ -84,6 +84,7 @@ def test_each_place_has_a_normal_or_one_of_the_few(share):
   assert abs(np.mean(shown) - share) <= 4 * spread
 
 
+@pytest.mark.slow
 def test_the_few_have_their_share_of_all_images_unless_told(begun):
   def shown(share):
     method, state = _begin(few_share=share)

@@ -172,6 +172,7 @@ def test_the_second_step_moves_what_the_rate_allows(trained):
   assert 0 < largest <= 2 * config.rate / config.warmup
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_keeps(trained):
   config = tiny(**{'train.precision': 'bfloat16'})
   method, key = munit.build(config, info(config)), jax.random.key(1)
@@ -303,6 +304,7 @@ class OneStage(nn.Module):
     return {self.last: nn.relu(nn.Conv(8, (4, 4), 4)(x))}
 
 
+@pytest.mark.slow
 def test_the_perceptual_term_compares_a_translation_with_its_source(
   monkeypatch,
 ):
