@@ -11,7 +11,6 @@ import runpy
 import signal
 import sys
 import textwrap
-import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence

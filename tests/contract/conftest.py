@@ -12,7 +12,6 @@ from jaxmed.methods import names
 from jaxmed.provenance import Provenance
 from jaxmed.training.run import Stopped
 
-
 # In every run; the others take minutes, and so run with --all.
 QUICK = {'munit', 'padim', 'patchcore'}
 
