@@ -108,6 +108,7 @@ def test_a_step_looks_at_images_and_cohorts_and_at_no_label(begun):
   assert 0 < float(scalars['student/similarity_normal']) < 1
 
 
+@pytest.mark.slow
 def test_training_tells_the_few_from_the_normals():
   method, state = _begin(few_share=0.5)
   step = jax.jit(method.phases[0].step, donate_argnums=0)
