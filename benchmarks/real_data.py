@@ -1,7 +1,7 @@
 """Every method on the real images at hand: AUROC, time and speed in one table.
 
   python benchmarks/real_data.py --data ../shared/data --out real
-      [--only patchcore,rd] [--sets oral,camelyon16]
+      [--only munit,rd-resnet50v2] [--sets oral,camelyon16]
 
 One launch a method and set, in a folder of its own under --out; called again,
 it goes on where it stopped. Ends in real_data.csv and a table in Markdown.
@@ -9,10 +9,12 @@ it goes on where it stopped. Ends in real_data.csv and a table in Markdown.
 Splits are by this rule and no other. Oral histology and chest X-rays: of the
 normal images in the order of their names the first 60 % are for training, the
 next 10 % for thresholds, the rest for testing; of the anomalous ones the first
-10 % are for methods that learn from some, the rest for testing. Camelyon16's
-patches are divided by slide, as its four slides allow: tumor_064 for training,
-tumor_004 (healthy only) for thresholds, tumor_001 and tumor_073 for testing.
-Two slides give no interval, so intervals are over images everywhere.
+10 % are for methods that learn from some, the next 5 % for their calibration,
+the rest for testing. Camelyon16's patches are divided by slide, as its four
+slides allow: tumor_064 for training, tumor_004 (healthy only) for thresholds,
+tumor_001 and tumor_073 for testing. So nothing there can be calibrated with
+labels, and `densenet` is left out. Two slides give no interval, so intervals
+are over images everywhere.
 
 The X-rays come from two hospitals, one a class: the mean gradient alone tells
 them apart. What is measured there is no detection of disease.
@@ -22,7 +24,6 @@ import argparse
 import csv
 import dataclasses
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -40,7 +41,8 @@ SLIDES = {
   'tumor_001': 'test',
   'tumor_073': 'test',
 }
-TRAIN, VALIDATION, FEW = 0.6, 0.1, 0.1
+TRAIN, VALIDATION = 0.6, 0.1  # Of normal images.
+FEW, CALIBRATION = 0.1, 0.05  # Of anomalous ones.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +50,24 @@ class Entry:
   """One row of the table: a preset, and what differs from it."""
 
   config: str
-  trunk: str = ''  # Of those whose real weights are at hand.
+  weights: str = ''  # A file of the data, of the network named by the preset.
   options: tuple[str, ...] = ()
+  sets: tuple[str, ...] = tuple(SETS)
 
 
+SQUEEZENET, RESNET = 'squeezenet1_1.npz', 'resnet50v2_stages123.npz'
 METHODS: Mapping[str, Entry] = {
   'munit': Entry('munit:folder'),
   'fanogan': Entry('fanogan:folder'),
+  'patchcore-squeezenet': Entry('patchcore:squeezenet1_1', SQUEEZENET),
+  'patchcore-resnet50v2': Entry('patchcore:resnet50v2', RESNET),
+  'padim-squeezenet': Entry('padim:squeezenet1_1', SQUEEZENET),
+  'padim-resnet50v2': Entry('padim:resnet50v2', RESNET),
+  'rd-resnet50v2': Entry('rd:resnet50v2', RESNET),
+  'fwrd-resnet50v2': Entry(
+    'fwrd:folder', RESNET, ('--config.model.teacher=resnet50v2',)
+  ),
+  'densenet': Entry('densenet:folder', sets=('oral', 'cxr')),
 }
 
 
@@ -69,7 +82,9 @@ def main() -> int:
   for name in given.sets.split(','):
     lay_out(given.data.absolute(), name, out / 'images' / name)
     for method in given.only.split(','):
-      launch(METHODS[method], out / 'images' / name, out / name / method)
+      entry = METHODS[method]
+      if name in entry.sets:
+        launch(entry, given.data.absolute(), name, out, method)
   rows = list(collect(out))
   with (out / 'real_data.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, rows[0])
@@ -103,29 +118,34 @@ def splits(names: list[str], label: int) -> Iterator[str]:
     share = number / len(names)
     if slide in SLIDES:
       yield SLIDES[slide]
-    elif label:
-      yield 'train' if share < FEW else 'test'
-    elif share < TRAIN:
-      yield 'train'
     else:
-      yield 'validation' if share < TRAIN + VALIDATION else 'test'
+      first, second = (FEW, CALIBRATION) if label else (TRAIN, VALIDATION)
+      if share < first:
+        yield 'train'
+      else:
+        yield 'validation' if share < first + second else 'test'
 
 
-def launch(entry: Entry, images: pathlib.Path, folder: pathlib.Path) -> None:
+def launch(
+  entry: Entry, data: pathlib.Path, name: str, out: pathlib.Path, method: str
+) -> None:
   """The whole way of one method on one set, in a process of its own."""
+  folder = out / name / method
   if (folder / 'report.html').exists():
     return
   folder.parent.mkdir(parents=True, exist_ok=True)
-  print(f'{folder.parent.name}: {folder.name}', file=sys.stderr, flush=True)
+  print(f'{name}: {method}', file=sys.stderr, flush=True)
   command = [
     *(sys.executable, '-m', 'jaxmed.launch', f'--config={entry.config}'),
     f'--workdir={folder}',
-    f'--config.data.path={images}',
-    f'--config.data.dir={images.parent.parent / "records"}',
+    f'--config.data.path={out / "images" / name}',
+    f'--config.data.dir={out / "records"}',
     '--config.data.options.labels=labels.csv',
     *entry.options,
   ]
-  subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ)
+  if entry.weights:
+    command.append(f'--config.model.weights={data / "weights" / entry.weights}')
+  subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def collect(out: pathlib.Path) -> Iterator[dict[str, str]]:
