@@ -84,13 +84,11 @@ def tiny(config: ConfigDict) -> ConfigDict:
   """32 px and a dozen steps, for tests."""
   config = defaults.tiny(_narrow(paper(config)))
   config.data.resize = 0
-  config.model.update({'dim': 2, 'z': 4, 'lpips_weights': 'random'})
+  config.model.update({'dim': 2, 'z': 4})
   config.train.update({'batch': 8, 'critics': 2, 'encoder_steps': 6})
   config.train.steps = 6
   config.train.augment = ()
   config.train.log_every = 1
-  config.score.names += ('lpips',)
-  config.score.maps += ('lpips',)
   return config
 
 

@@ -94,7 +94,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
 
 
 def phantom_long(config: ConfigDict) -> ConfigDict:
-  """The same for an hour on two cores."""
+  """The same for an hour on two cores, which finds no more (docs/log.md)."""
   config = phantom(config)
   config.train.steps = 12_000
   config.train.log_every = 100

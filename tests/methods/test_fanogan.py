@@ -24,9 +24,6 @@ VALID = np.ones(4, bool)
 def _config():
   config = configs.get_config('tiny')
   config.train.batch = 4
-  # LPIPS needs more than 16 px.
-  config.score.names = tuple(n for n in config.score.names if n != 'lpips')
-  config.score.maps = ('residual',)
   return config
 
 
