@@ -63,9 +63,13 @@ METHODS: Mapping[str, Entry] = {
   'patchcore-resnet50v2': Entry('patchcore:resnet50v2', RESNET),
   'padim-squeezenet': Entry('padim:squeezenet1_1', SQUEEZENET),
   'padim-resnet50v2': Entry('padim:resnet50v2', RESNET),
-  'rd-resnet50v2': Entry('rd:resnet50v2', RESNET),
+  'rd-resnet50v2': Entry(
+    'rd:resnet50v2', RESNET, ('--config.train.steps=200',)
+  ),
   'fwrd-resnet50v2': Entry(
-    'fwrd:folder', RESNET, ('--config.model.teacher=resnet50v2',)
+    'fwrd:folder',
+    RESNET,
+    ('--config.model.teacher=resnet50v2', '--config.train.steps=200'),
   ),
   'densenet': Entry('densenet:folder', sets=('oral', 'cxr')),
 }

@@ -50,6 +50,9 @@ class Records:
     self._lock = threading.Lock()
     self._keeps = self.about['bytes'] <= KEPT_BYTES
     self._kept: dict[int, Encoded] = {}
+    # Now, and not in the threads that read: two of them that import TFDS at
+    # once can wait for each other for ever, as its lazy modules have locks.
+    self._example, self._array_record = _formats()
 
   @functools.cached_property
   def slides(self) -> pa.Table | None:
@@ -102,16 +105,14 @@ class Records:
       positions = (rows[places] - self._starts[shard]).tolist()
       records = self._reader(shard).read(positions)
       for place, record in zip(places.tolist(), records, strict=True):
-        found[place] = _parse(record)
+        found[place] = _parse(self._example.FromString(record))
     return found
 
   def _reader(self, shard: int):
     if self._readers[shard] is None:
-      from array_record.python import array_record_module
-
       with self._lock:
         if self._readers[shard] is None:
-          self._readers[shard] = array_record_module.ArrayRecordReader(
+          self._readers[shard] = self._array_record.ArrayRecordReader(
             os.fspath(self._files[shard]),
             options='readahead_buffer_size:0',  # Rows come in any order.
             file_reader_buffer_size=2**15,
@@ -139,14 +140,15 @@ def _files(directory: pathlib.Path, about) -> tuple[list[pathlib.Path], Any]:
   return files, np.array(starts, np.int64)
 
 
-@functools.cache
-def _example():
+def _formats() -> tuple[Any, Any]:
+  """The class of a record's message, and the module that reads its file."""
+  from array_record.python import array_record_module
   from tensorflow_datasets.proto import tf_example_pb2
 
-  return tf_example_pb2.Example
+  return tf_example_pb2.Example, array_record_module
 
 
-def _parse(record: bytes) -> Encoded:
-  features = _example().FromString(record).features.feature
+def _parse(example) -> Encoded:
+  features = example.features.feature
   image, mask = features['image'], features['mask']
   return Encoded(image.bytes_list.value[0], mask.bytes_list.value[0])
