@@ -36,7 +36,7 @@ def test_it_has_as_many_parameters_as_published():
 def pair():
   """A small one of ours, and the same in PyTorch."""
   torch = pytest.importorskip('torch')
-  from benchmarks.densenet_torch import DenseNet
+  from tests.nn.densenet_torch import DenseNet
 
   torch.manual_seed(0)
   theirs = DenseNet(2, SMALL['blocks'], SMALL['growth'], SMALL['stem_width'])

@@ -1,4 +1,4 @@
-"""DenseNet in PyTorch, for benchmarks/densenet_step.py and a test.
+"""DenseNet in PyTorch, to compare with.
 
 Written from the paper, with torchvision's names, so that a state_dict fits
 both.
