@@ -57,7 +57,7 @@ class Entry:
 
 SQUEEZENET, RESNET = 'squeezenet1_1.npz', 'resnet50v2_stages123.npz'
 METHODS: Mapping[str, Entry] = {
-  'munit': Entry('munit:folder'),
+  'munit': Entry('munit:folder', options=('--config.train.steps=800',)),
   'fanogan': Entry('fanogan:folder'),
   'patchcore-squeezenet': Entry('patchcore:squeezenet1_1', SQUEEZENET),
   'patchcore-resnet50v2': Entry('patchcore:resnet50v2', RESNET),
@@ -71,7 +71,16 @@ METHODS: Mapping[str, Entry] = {
     RESNET,
     ('--config.model.teacher=resnet50v2', '--config.train.steps=200'),
   ),
-  'densenet': Entry('densenet:folder', sets=('oral', 'cxr')),
+  'densenet': Entry(
+    'densenet:folder',
+    options=(
+      '--config.data.size=64',
+      '--config.data.resize=64',
+      '--config.train.batch=16',
+      '--config.train.steps=300',
+    ),
+    sets=('oral', 'cxr'),
+  ),
 }
 
 
