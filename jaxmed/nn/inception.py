@@ -7,9 +7,11 @@ inside the image, and the last block takes the largest in place of the mean.
 Names are torchvision's, as in the port of these weights to PyTorch
 (github.com/mseitzer/pytorch-fid).
 
-Images are 299 x 299 px there, and scaled to [-1, 1].
+Images are 299 x 299 px there, and scaled to [-1, 1]. FID itself is of
+jaxmed.nn.embedding's rows.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -39,6 +41,13 @@ class Split(NamedTuple):
   """Convolutions of the same, side by side."""
 
   convs: tuple[Conv, ...]
+
+
+class Mixed(NamedTuple):
+  """A block: chains of convolutions side by side, whose ends are joined."""
+
+  name: str
+  branches: tuple[tuple, ...]
 
 
 def _line(name: str, *steps) -> tuple[Conv, ...]:
@@ -75,9 +84,9 @@ def _c(inner: int):
 
 
 def _e(pool: str):
-  split = lambda name: Split(
-    (Conv(f'{name}a', 384, (1, 3)), Conv(f'{name}b', 384, (3, 1)))
-  )
+  def split(name: str) -> Split:
+    return Split((Conv(f'{name}a', 384, (1, 3)), Conv(f'{name}b', 384, (3, 1))))
+
   return (
     _line('branch1x1', (320, ONE)),
     (Conv('branch3x3_1', 384), split('branch3x3_2')),
@@ -89,46 +98,53 @@ def _e(pool: str):
   )
 
 
-# Each block's branches, which are joined; a branch is a chain.
-BLOCKS = {
-  'Mixed_5b': _a(32),
-  'Mixed_5c': _a(64),
-  'Mixed_5d': _a(64),
-  'Mixed_6a': (
-    _line('branch3x3', (384, THREE, 2)),
-    _line('branch3x3dbl', (64, ONE), (96, THREE), (96, THREE, 2)),
-    (HALVED,),
+# What each stage adds to the one before; its end is what the stage gives.
+STAGES = {
+  'pool1': (
+    Conv('Conv2d_1a_3x3', 32, THREE, 2, keeps=False),
+    Conv('Conv2d_2a_3x3', 32, THREE, keeps=False),
+    Conv('Conv2d_2b_3x3', 64, THREE),
+    HALVED,
   ),
-  'Mixed_6b': _c(128),
-  'Mixed_6c': _c(160),
-  'Mixed_6d': _c(160),
-  'Mixed_6e': _c(192),
-  'Mixed_7a': (
-    _line('branch3x3', (192, ONE), (320, THREE, 2)),
-    _line('branch7x7x3', (192, ONE), (192, ROW), (192, COLUMN), (192, THREE, 2)),
-    (HALVED,),
+  'pool2': (
+    Conv('Conv2d_3b_1x1', 80),
+    Conv('Conv2d_4a_3x3', 192, THREE, keeps=False),
+    HALVED,
   ),
-  'Mixed_7b': _e(MEANS),
-  'Mixed_7c': _e(LARGEST),
+  'mixed5': (
+    Mixed('Mixed_5b', _a(32)),
+    Mixed('Mixed_5c', _a(64)),
+    Mixed('Mixed_5d', _a(64)),
+  ),
+  'mixed6': (
+    Mixed(
+      'Mixed_6a',
+      (
+        _line('branch3x3', (384, THREE, 2)),
+        _line('branch3x3dbl', (64, ONE), (96, THREE), (96, THREE, 2)),
+        (HALVED,),
+      ),
+    ),
+    Mixed('Mixed_6b', _c(128)),
+    Mixed('Mixed_6c', _c(160)),
+    Mixed('Mixed_6d', _c(160)),
+    Mixed('Mixed_6e', _c(192)),
+  ),
+  'mixed7': (
+    Mixed(
+      'Mixed_7a',
+      (
+        _line('branch3x3', (192, ONE), (320, THREE, 2)),
+        _line(
+          'branch7x7x3', (192, ONE), (192, ROW), (192, COLUMN), (192, THREE, 2)
+        ),
+        (HALVED,),
+      ),
+    ),
+    Mixed('Mixed_7b', _e(MEANS)),
+    Mixed('Mixed_7c', _e(LARGEST)),
+  ),
 }
-STEM = (
-  Conv('Conv2d_1a_3x3', 32, THREE, 2, keeps=False),
-  Conv('Conv2d_2a_3x3', 32, THREE, keeps=False),
-  Conv('Conv2d_2b_3x3', 64, THREE),
-  HALVED,
-  Conv('Conv2d_3b_1x1', 80),
-  Conv('Conv2d_4a_3x3', 192, THREE, keeps=False),
-  HALVED,
-)
-# A stage, and the last convolution or block on the way to it.
-ENDS = {
-  'pool1': 'Conv2d_2b_3x3',
-  'pool2': 'Conv2d_4a_3x3',
-  'mixed5': 'Mixed_5d',
-  'mixed6': 'Mixed_6e',
-  'mixed7': 'Mixed_7c',
-}
-ORDER = (*(s.name for s in STEM if s != HALVED), *BLOCKS)
 
 
 class Unit(nn.Module):
@@ -160,9 +176,9 @@ class Unit(nn.Module):
 
 
 class Block(nn.Module):
-  """What an entry of BLOCKS says."""
+  """What a Mixed says."""
 
-  branches: tuple
+  spec: Mixed
   dtype: Any = None
 
   @nn.compact
@@ -174,23 +190,19 @@ class Block(nn.Module):
         return Unit(what, self.dtype, name=what.name)(x, train, valid)
       return _pool(x, what)
 
-    ends = []
-    for branch in self.branches:
-      y = x
-      for what in branch:
-        y = step(y, what)
-      ends.append(y)
+    ends = [functools.reduce(step, chain, x) for chain in self.spec.branches]
     return jnp.concatenate(ends, -1)
 
 
 class Inception(Staged):
   """Of 21,785,568 parameters without its classifier.
 
-  `mixed7` is what FID looks at; `pool1`, `pool2` and `mixed6` are the other
-  depths at which it is measured, and `mixed5` is the finest block's end.
+  `mixed7`, averaged over places, is what FID looks at; `pool1`, `pool2` and
+  `mixed6` are the other depths at which it is measured, and `mixed5` is the
+  finest block's end.
   """
 
-  every = tuple(ENDS)
+  every = tuple(STAGES)
   mean = deviation = np.full(3, 0.5, np.float32)
 
   @property
@@ -200,31 +212,23 @@ class Inception(Staged):
 
   @nn.compact
   def features(self, x, train, valid):
-    features, end = {}, {name: stage for stage, name in ENDS.items()}
-    stage = None
-    for what in STEM:
+    def step(x, what):
       if what == HALVED:
-        x = _pool(x, what)
-        features[stage] = x
-        if stage == self.stages[-1]:
-          return features
-      else:
-        x = Unit(what, self.dtype, name=what.name)(x, train, valid)
-        stage = end.get(what.name)
-    for name, branches in BLOCKS.items():
-      x = Block(branches, self.dtype, name=name)(x, train, valid)
-      if name in end:
-        features[end[name]] = x
-        if end[name] == self.stages[-1]:
-          break
+        return _pool(x, what)
+      kind = Unit if isinstance(what, Conv) else Block
+      return kind(what, self.dtype, name=what.name)(x, train, valid)
+
+    features = {}
+    for stage in self.stages:
+      x = features[stage] = functools.reduce(step, STAGES[stage], x)
     if self.classes:
       dense = nn.Dense(self.classes, dtype=self.dtype, name='fc')
       features['logits'] = wide(dense(wide(x).mean((1, 2))))
     return features
 
   def table(self) -> Table:
-    last = ORDER.index(ENDS[self.stages[-1]])
-    ignore = [rf'{name}\..*' for name in ORDER[last + 1 :]]
+    left_out = [what for stage in self.without for what in STAGES[stage]]
+    ignore = [rf'{what.name}\..*' for what in left_out if what != HALVED]
     ignore += [] if self.classes else [r'fc\..*']
     rows = (
       ('fc.{leaf}', 'fc/{leaf}'),

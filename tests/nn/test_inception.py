@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
+from jaxmed.nn.embedding import embed
 from jaxmed.nn.inception import Inception
-from jaxmed.nn.trunk import trunk
+from jaxmed.nn.trunk import Trunk, trunk
 from jaxmed.weights.names import from_foreign, to_foreign
 
 SIDE = 91
@@ -26,12 +27,12 @@ def filled(network, key=0):
   def draw(path, leaf):
     name = path[-1].key
     if name == 'var':
-      return 0.5 + rng.random(leaf.shape, np.float32)
+      return np.float32(0.5) + rng.random(leaf.shape, np.float32)
     if name in ('mean', 'bias'):
       return 0.1 * rng.standard_normal(leaf.shape, np.float32)
     if name == 'scale':
       return 1 + 0.1 * rng.standard_normal(leaf.shape, np.float32)
-    spread = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+    spread = np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
     return spread * rng.standard_normal(leaf.shape, np.float32)
 
   return jax.tree_util.tree_map_with_path(draw, abstract(network))
@@ -48,8 +49,8 @@ def test_parameters_are_as_many_as_the_original_has():
   assert count(whole['params']) == 21_785_568
 
 
-def theirs(torch, weights, images):
-  """The stages that FID is measured on, by name; images in [0, 1], NCHW."""
+def theirs(torch, weights, images, last=''):
+  """The stages down to `last`, by name; images in [0, 1], NCHW."""
   f, w = torch.nn.functional, weights
 
   def unit(x, name, padding=0, stride=1):
@@ -107,6 +108,8 @@ def theirs(torch, weights, images):
   x = unit(2 * images - 1, 'Conv2d_1a_3x3', stride=2)
   x = unit(unit(x, 'Conv2d_2a_3x3'), 'Conv2d_2b_3x3', 1)
   found = {'pool1': halve(x)}
+  if last == 'pool1':
+    return found
   x = unit(unit(found['pool1'], 'Conv2d_3b_1x1'), 'Conv2d_4a_3x3')
   x = found['pool2'] = halve(x)
   for n in ('Mixed_5b', 'Mixed_5c', 'Mixed_5d'):
@@ -155,3 +158,22 @@ def test_images_too_small_are_refused():
   with pytest.raises(UserError, match='at least 43 x 43'):
     abstract(Inception(last='mixed6'), 42)
   abstract(Inception(last='mixed6'), 43)
+
+
+def test_an_embedding_is_of_299_px_and_averaged():
+  torch = pytest.importorskip('torch')
+  network = Trunk(Inception(last='pool1'))  # The rest is the same for longer.
+  variables = filled(network)
+  weights = to_foreign(network.table(), variables)
+  images = RNG.random((2, 40, 56, 3), np.float32)
+  tensors = {name: torch.tensor(array) for name, array in weights.items()}
+  seen = torch.nn.functional.interpolate(
+    torch.tensor(images.transpose(0, 3, 1, 2)),
+    (299, 299),
+    mode='bilinear',
+    align_corners=False,
+  )
+  expected = theirs(torch, tensors, seen, 'pool1')['pool1'].mean((2, 3))
+  found = embed(network, variables, images)
+  assert found.shape == (2, 64)
+  np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
