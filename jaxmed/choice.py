@@ -48,10 +48,10 @@ class Choice:
     """What an earlier launch has seen there."""
     return self.looks.get(at.event)
 
-  def before(self, at: At) -> Look | None:
-    """The look before, in whatever phase."""
-    earlier = [event for event in self.looks if event < at.event]
-    return self.looks[max(earlier)] if earlier else None
+  def is_known(self, print_: str, at: At) -> bool:
+    """Whether an earlier look, of whatever phase, was at the same images."""
+    looks = self.looks.values()
+    return any(x.print == print_ for x in looks if x.event < at.event)
 
   def best(self, phase: int) -> Look | None:
     """Of a phase; of equals the latest; None: its last state is to be taken."""
