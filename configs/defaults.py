@@ -49,6 +49,18 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'fsdp': False,
         'init_from': '',  # A run's folder, or a checkpoint: first weights.
         'init_parts': (),  # Of the method, to take from there; (): all.
+        'select': 'last',  # Or fid, validation_loss: the state to score with.
+        'watch': {
+          'every': 0,  # Steps between looks at training; 0: never.
+          'images': 1000,  # Generated for each look's FID.
+          'real': 5000,  # Images these are compared with, and validation
+          # normals that are scored, at most and drawn; 0: all.
+          'cohort': 'normal',  # That what is generated should be like.
+          'trunk': 'inception_fid',  # Or squeezenet1_1 ..., a checkpoint's
+          # path, or random: what FID's features are of.
+          'collapse': 20,  # Logged steps with an adversary's loss at zero
+          # that are warned of; 0: none.
+        },
       },
       'score': {
         'batch': 64,
@@ -108,6 +120,8 @@ def phantom(config: ConfigDict) -> ConfigDict:
   )
   config.data.test_per_class = 400
   config.train.save_minutes = 0.5  # Of the few minutes that it takes.
+  config.train.watch.trunk = 'random'  # It needs nothing that is not here.
+  config.train.watch.images = config.train.watch.real = 500
   return config
 
 
@@ -215,6 +229,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
   config.data.test_per_class = 16
   config.train.steps = 12
   config.train.save_minutes = 0.0  # So short a run is soon killed.
+  config.train.watch.images = config.train.watch.real = 16
   config.eval.resamples = 200
   config.report.examples = 2
   return config

@@ -40,6 +40,7 @@ def paper(config: ConfigDict) -> ConfigDict:
   )
   config.train.augment = ('flip',)
   config.train.log_every = 100
+  config.train.watch.every = 1000
   config.score.update(
     {
       'names': ('izi_f', 'ssim', 'residual', 'z_distance'),
@@ -65,6 +66,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config.train.update(
     {'batch': 8, 'critics': 3, 'steps': 200, 'encoder_steps': 300}
   )
+  config.train.watch.every = 50
   return config
 
 
@@ -89,6 +91,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
   config.train.steps = 6
   config.train.augment = ()
   config.train.log_every = 1
+  config.train.watch.every = 2
   return config
 
 
@@ -106,6 +109,7 @@ def _narrow(config: ConfigDict) -> ConfigDict:
       'log_every': 10,
     }
   )
+  config.train.watch.update({'every': 100, 'trunk': 'random'})
   return config
 
 

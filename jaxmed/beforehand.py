@@ -4,11 +4,15 @@ A run's config is settled once it has learned something, so a test that is
 empty or a batch that no device count divides must be known by then.
 """
 
+import functools
+from typing import Any
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed import (
+  choice,
   errors,
   evaluate_lesions,
   methods,
@@ -26,6 +30,7 @@ from jaxmed.training import sharding
 GROUPS = ('data', 'model', 'train', 'score', 'eval', 'report')
 CHOICES = (
   ('train.precision', ('float32', 'bfloat16')),
+  ('train.select', choice.RULES),
   ('score.scheme', slide_work.SCHEMES),
   ('score.tissue_method', ('', *tissue.METHODS)),
   ('eval.slide_rule', slide_files.RULES),
@@ -38,6 +43,10 @@ BOUNDS = (
   ('train.save_minutes', 0, None),
   ('train.keep', 1, None),
   ('train.log_every', 1, None),
+  ('train.watch.every', 0, None),
+  ('train.watch.images', 2, None),
+  ('train.watch.real', 0, None),
+  ('train.watch.collapse', 0, None),
   ('score.batch', 1, None),
   ('score.stride', 0, None),
   ('score.tissue', 0, 1),
@@ -74,18 +83,23 @@ def check_config(config: ConfigDict) -> None:
   check_numbers(config)
 
 
+def _field(config: ConfigDict, name: str) -> Any:
+  return functools.reduce(
+    lambda group, field: group[field], name.split('.'), config
+  )
+
+
 def check_choices(config: ConfigDict) -> None:
   for name, known in CHOICES:
-    group, field = name.split('.')
-    value = config[group][field]
+    value = _field(config, name)
+    field = name.rpartition('.')[2]
     if value not in known:
       raise errors.unknown(f'{field} (config.{name})', value, known)
 
 
 def check_numbers(config: ConfigDict) -> None:
   for name, least, most in BOUNDS:
-    group, field = name.split('.')
-    value = config[group][field]
+    value = _field(config, name)
     if value < least or (most is not None and value > most):
       bounds = f'at least {least}' if most is None else f'{least} to {most}'
       raise UserError(f'config.{name} is {value}; it has to be {bounds}.')

@@ -14,7 +14,7 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jaxmed import errors, init_from, methods, pretrained, workdir
+from jaxmed import errors, init_from, methods, pretrained, watch, workdir
 from jaxmed.datasets.records import Records, open_records
 from jaxmed.errors import UserError
 from jaxmed.method import (
@@ -77,7 +77,8 @@ def train(
     method, given, place, config.train, folder
   )
   plans = loop.plan(method, place, given)
-  _check_names(config, shapes(method, plans[-1][0], info, config.score.batch))
+  scores = lambda state: shapes(method, state, info, config.score.batch)
+  _check_names(config, scores(plans[-1][0]))
   provenance.add(
     data={
       'name': config.data.name,
@@ -91,6 +92,15 @@ def train(
     provenance.add(init_from=origin)
   if distributed.is_first():
     workdir.carry_failures(folder, data)
+  totals = {
+    phase.name: min(map(info.batches, phase.cohorts)) for phase in method.phases
+  }
+  lengths = [phase.steps or totals[phase.name] for phase in method.phases]
+  watching = watch.begin(
+    watch.Scene(config, method, plans, lengths, scores, records, cohorts, mesh),
+    folder,
+    provenance,
+  )
   _, state, rates = run.run(
     method,
     _opener(records, cohorts, rows, config),
@@ -104,19 +114,18 @@ def train(
     ),
     stop,
     dtype=jnp.dtype(config.train.precision),
-    totals={
-      phase.name: min(map(info.batches, phase.cohorts))
-      for phase in method.phases
-    },
+    totals=totals,
+    watch=watching,
   )
   parameters = {part: _size(tree) for part, tree in state.params.items()}
   provenance.add(
+    select=watching.chosen(method.phases),
     train=rates
     | {
       'parameters': parameters,
       'precision': config.train.precision,
       'devices': mesh.size,
-    }
+    },
   )
   if distributed.is_first():
     seen = _mpp(records, cohorts, method, config.data.resize)

@@ -41,13 +41,14 @@ class FitError(UserError):
 
 
 def load(
-  part: str, model: ConfigDict, info: Info
+  part: str, model: ConfigDict, info: Info, flag: str = ''
 ) -> tuple[PyTree, dict[str, object]]:
   """The variables of a part, and where they are from.
 
-  Random weights depend on `model.weights_seed` alone.
+  Random weights depend on `model.weights_seed` alone. `flag` is what a user
+  changes the weights by, if not --config.model's.
   """
-  variables, facts = _load_network(part, model, info)
+  variables, facts = _load_network(part, model, info, flag)
   return _complete(part, model, variables), facts
 
 
@@ -121,7 +122,7 @@ def _classifier(network: str, classes: int) -> Trunk:
     return trunk(network)
 
 
-def _load_network(part: str, model: ConfigDict, info: Info):
+def _load_network(part: str, model: ConfigDict, info: Info, flag: str = ''):
   """The variables of the network alone, and where they are from."""
   field = f'{part}_weights' if model.get(f'{part}_weights') else 'weights'
   name, weights = _name(part, model), str(model[field])
@@ -130,7 +131,7 @@ def _load_network(part: str, model: ConfigDict, info: Info):
     key, image = jax.random.key(model.weights_seed), jnp.zeros((1, *info.image))
     variables = jax.jit(network.init)(key, image)
     return variables, facts | {'seed': model.weights_seed}
-  arrays, known = _find(name, weights, f'--config.model.{field}')
+  arrays, known = _find(name, weights, flag or f'--config.model.{field}')
   target = _abstract(network, info.image)
   filled = _fill(network.table(), arrays, target, known['source'], name)
   return filled, facts | known

@@ -75,8 +75,7 @@ def chosen(config: ConfigDict, records: Records) -> np.ndarray:
         for label in np.unique(labels[test])
       ]
     )
-  validation = records.select(config.data.validation)
-  validation = validation[labels[validation] == 0]
+  validation = records.normals(config.data.validation)
   if not len(validation):
     raise UserError(
       'There are no validation normals, so no threshold: no normal record '

@@ -38,12 +38,15 @@ MAY_IMPORT = {
 TOP = {
   '__init__',
   'beforehand',
+  'choice',
   'cli',
+  'collapse',
   'command',
   'doctor',
   'evaluate',
   'evaluate_lesions',
   'examples',
+  'fid',
   'init_from',
   'launch',
   'learn',
@@ -59,6 +62,7 @@ TOP = {
   'stain_files',
   'tile',
   'tile_command',
+  'watch',
   'weights_command',
   'weights_files',
 }

@@ -83,6 +83,11 @@ class Records:
     """The rows that a query picks, e.g. `label == 0 and tissue >= 0.9`."""
     return np.flatnonzero(queries.select(query, self.index)).astype(np.int32)
 
+  def normals(self, query: str) -> Rows:
+    """Those of them that are labelled normal."""
+    rows = self.select(query)
+    return rows[self.index['label'].to_numpy()[rows] == 0]
+
   def read(self, rows: Sequence[int] | Rows) -> list[Encoded]:
     """The encoded images of some rows.
 

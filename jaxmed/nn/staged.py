@@ -9,12 +9,18 @@ exactly those pass that belong there.
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from jaxmed.errors import UserError, unknown
 from jaxmed.nn.torchlike import NothingLeft
 from jaxmed.weights.names import Table
+
+# Of ImageNet's training images, in [0, 1]; what its networks subtract and
+# divide by.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 Features = dict[str, Float[Array, 'b ...']]  # Of each stage, and 'logits'.
 
@@ -35,6 +41,7 @@ class Staged(nn.Module):
   last: str = ''
   dtype: Any = None
   every = ()
+  mean, deviation = MEAN, DEVIATION  # How its images are normalised.
 
   def __post_init__(self):
     super().__post_init__()

@@ -10,23 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import linen as nn
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images
 from jaxmed.nn.alexnet import AlexNet
 from jaxmed.nn.densenet import DenseNet121
+from jaxmed.nn.inception import Inception
 from jaxmed.nn.resnet import ResNet18, ResNet50, WideResNet50
 from jaxmed.nn.resnet50v2 import ResNet50V2
 from jaxmed.nn.squeezenet import SqueezeNet
-from jaxmed.nn.staged import Features, Staged, wide
+from jaxmed.nn.staged import DEVIATION, MEAN, Features, Staged, wide
 from jaxmed.nn.vgg import VGG16
 from jaxmed.weights.names import TORCH, Table
-
-# Of ImageNet's training images, in [0, 1]; what its networks subtract and
-# divide by.
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 Valid = Bool[Array, 'b']
 
@@ -76,6 +72,7 @@ class Tiny(Small):
 NETWORKS = {
   'alexnet': AlexNet,
   'densenet121': DenseNet121,
+  'inception_fid': Inception,
   'resnet18': ResNet18,
   'resnet50': ResNet50,
   'resnet50v2': ResNet50V2,
@@ -106,11 +103,16 @@ class Trunk(nn.Module):
     self, images: Images, train: bool = False, valid: Valid | None = None
   ) -> Features:
     """Features of images in [0, 1], in float32 at least."""
-    features = self.network(normalised(images), train, valid)
+    how = self.network.mean, self.network.deviation
+    features = self.network(normalised(images, *how), train, valid)
     return {name: wide(x) for name, x in features.items()}
 
 
-def normalised(images: Images) -> Images:
+def normalised(
+  images: Images,
+  mean: Float[np.ndarray, '3'] = MEAN,
+  deviation: Float[np.ndarray, '3'] = DEVIATION,
+) -> Images:
   """Images in [0, 1], gray or RGB, as networks of ImageNet expect them."""
   channels = images.shape[-1]
   if channels not in (1, 3):
@@ -124,7 +126,7 @@ def normalised(images: Images) -> Images:
     )
   rgb = jnp.broadcast_to(images, (*images.shape[:-1], 3))
   shape = (1, 1, 1, 3)
-  return (rgb - MEAN.reshape(shape)) / DEVIATION.reshape(shape)
+  return (rgb - mean.reshape(shape)) / deviation.reshape(shape)
 
 
 def trunk(

@@ -104,12 +104,19 @@ def fitted_of(target: dict) -> Fitted:
   return dataclasses.replace(KINDS[target['kind']].standard, **numbers)
 
 
+def normaliser(target: dict | None) -> Normalise | None:
+  """What makes images in [0, 1] look like the target."""
+  if target is None:
+    return None
+  kind, fitted = KINDS[target['kind']], fitted_of(target)
+  return lambda images: kind.normalise(images, fitted)
+
+
 def wrap(method: Method, target: dict | None) -> Method:
   """The method, which sees normalised images only."""
-  if target is None:
+  normalise = normaliser(target)
+  if normalise is None:
     return method
-  kind, fitted = KINDS[target['kind']], fitted_of(target)
-  normalise = lambda images: kind.normalise(images, fitted)
   return dataclasses.replace(
     method,
     phases=tuple(_wrap_phase(phase, normalise) for phase in method.phases),

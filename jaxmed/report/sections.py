@@ -6,7 +6,7 @@ means that the section is left out, or says what is missing.
 
 import numpy as np
 
-from jaxmed.report import facts, figures, training, words
+from jaxmed.report import facts, figures, training, watched, words
 from jaxmed.report.gallery import example_ranks, slide_rows
 from jaxmed.report.images import Pictures
 from jaxmed.report.load import Run
@@ -29,6 +29,7 @@ FILES = {
   'config.json': 'the whole configuration',
   'provenance.json': 'versions, devices, data and weights',
   'train.jsonl': 'everything training logged',
+  'watch.json': 'what was seen of training meanwhile',
   'failures.jsonl': 'what could not be read',
 }
 
@@ -38,6 +39,7 @@ def everything(run: Run, examples: int | None) -> dict:
   pictures = Pictures()
   ranks = example_ranks(run, pictures, examples)
   slides = slide_rows(run, pictures)
+  sheets = watched.sheets(run, pictures)
   return {
     'header': header(run),
     'tiles': tiles(run),
@@ -55,7 +57,11 @@ def everything(run: Run, examples: int | None) -> dict:
     'slides': slides,
     'ranks': ranks,
     'left_out': pictures.left_out,
-    'phases': training.phases(run.log),
+    'phases': training.phases(
+      run.log, watched.chosen(run), watched.fid_words(run)
+    ),
+    'selection': watched.selection(run),
+    'sheets': sheets,
     'counts': facts.counts(run),
     'selections': facts.selections(run),
     'config': facts.config(run),

@@ -7,7 +7,7 @@ the method.
 
 import pathlib
 
-from jaxmed.report import words
+from jaxmed.report import watched, words
 from jaxmed.report.load import Run
 
 FEW_GROUPS = 10  # A bootstrap over fewer groups says little.
@@ -166,6 +166,7 @@ def warnings(run: Run) -> list[str]:
 def cautions(run: Run) -> list[str]:
   """What a reader should know before believing a number."""
   said = [str(text) for text in run.results.get('warnings') or []]
+  said += watched.collapsed(run)
   groups = image_metrics(run).get('auroc', {}).get('groups')
   if groups is not None and groups < FEW_GROUPS:
     said.append(

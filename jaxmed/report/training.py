@@ -10,18 +10,27 @@ POINTS = 240  # A longer log is drawn as the means of so many stretches.
 SIZE = (380, 240)
 KNOWN = {  # The last part of a scalar's name: title, axis.
   'loss': ('Losses', 'Loss'),
+  'fid': ('FID', 'Fréchet distance'),
+  'validation_loss': ('Validation normals', 'Mean score'),
   'gradient_norm': ('Gradient norms', 'Norm'),
   'parameter_norm': ('Parameter norms', 'Norm'),
   'images_per_s': ('Speed', 'Images per second'),
   'matrix_peak_percent': ('Use of the matrix units', '% of measured peak'),
   'data_wait_percent': ('Waiting for data', '% of the time'),
 }
-FIRST = ('loss', 'gradient_norm', 'images_per_s')
+FIRST = ('loss', 'fid', 'validation_loss', 'gradient_norm', 'images_per_s')
+SELECTING = ('fid', 'validation_loss')  # A state may be chosen by these.
 SKIPPED = {'phase', 'step', 'event', 'seconds'}
 
 
-def phases(log: list[dict]) -> list[dict]:
-  """Every phase's figures: {name, steps, main, more}, in order of training."""
+def phases(
+  log: list[dict], chosen: dict[str, int] | None = None, fid: str = ''
+) -> list[dict]:
+  """Every phase's figures: {name, steps, main, more}, in order of training.
+
+  `chosen` is the step of each phase whose state was taken, and `fid` what is
+  to be said of that curve.
+  """
   named = {}
   for row in log:
     named.setdefault(str(row.get('phase', 'train')), []).append(row)
@@ -32,7 +41,12 @@ def phases(log: list[dict]) -> list[dict]:
       row for row, step in zip(rows, steps, strict=True) if step is not None
     ]
     groups = _groups(rows)
-    main = [_figure(rows, key, groups[key]) for key in FIRST if key in groups]
+    step = (chosen or {}).get(name)
+    main = [
+      _figure(rows, key, groups[key], step, fid if key == 'fid' else '')
+      for key in FIRST
+      if key in groups
+    ]
     more = [
       _figure(rows, key, names)
       for key, names in groups.items()
@@ -58,7 +72,13 @@ def _groups(rows: list[dict]) -> dict[str, list[str]]:
   return groups
 
 
-def _figure(rows: list[dict], key: str, names: list[str]) -> Figure | None:
+def _figure(
+  rows: list[dict],
+  key: str,
+  names: list[str],
+  chosen: int | None = None,
+  says: str = '',
+) -> Figure | None:
   title, axis = KNOWN.get(key, (words.plain(key).capitalize(), 'Value'))
   series = {name: _series(rows, name) for name in names[:SERIES]}
   series = {name: s for name, s in series.items() if len(s[0])}
@@ -83,9 +103,17 @@ def _figure(rows: list[dict], key: str, names: list[str]) -> Figure | None:
     else:
       plot.point(x[0], y[0], f's{i}', part)
     legend.append((f's{i}', f'{part} (last {words.number(y[-1])})'))
+    if key in SELECTING and chosen in x:
+      value = float(y[list(x).index(chosen)])
+      said = f'chosen: step {chosen}, {words.number(value)}'
+      plot.point(chosen, value, f's{i}', said)
+      says = f'Dot: {said}. {says}'
   described = f'{title} over the steps: ' + ', '.join(n for _, n in legend)
   return Figure(
-    plot.svg(described), title, _caption(rows, names, log), tuple(legend)
+    plot.svg(described),
+    title,
+    f'{says} {_caption(rows, names, log)}'.strip(),
+    tuple(legend),
   )
 
 
@@ -104,8 +132,9 @@ def _caption(rows: list[dict], names: list[str], log: bool) -> str:
   said = []
   if log:
     said.append('Logarithmic axis.')
-  if len(rows) > POINTS:
-    said.append(f'Each point is the mean of about {len(rows) // POINTS} logs.')
+  most = max(sum(name in row for row in rows) for name in names)
+  if most > POINTS:
+    said.append(f'Each point is the mean of about {most // POINTS} logs.')
   if len(names) > SERIES:
     said.append(f'{len(names) - SERIES} further curves are in train.jsonl.')
   return ' '.join(said)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxmed.errors import UserError
@@ -38,6 +39,13 @@ def barrier(name: str) -> None:
   """Waits for all hosts."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def of_first(values: np.ndarray) -> np.ndarray:
+  """What the first host has: where hosts might differ by a rounding."""
+  if jax.process_count() == 1:
+    return values
+  return np.asarray(multihost_utils.broadcast_one_to_all(values))
 
 
 def only_first(function: Callable[[], None], name: str) -> None:

@@ -25,6 +25,8 @@ class At:
 OpenCohorts = Callable[[Phase, int], Iterator[Batches]]
 # Told of each step that was compiled, and how many seconds that took.
 OnCompiled = Callable[[Phase, jax.stages.Lowered, float], None]
+# Which state a phase, by its number, ends with, given its last one.
+Settle = Callable[[int, State], State]
 
 
 def plan(
@@ -52,6 +54,7 @@ def train(
   start: tuple[At, State],
   on_compiled: OnCompiled = lambda phase, step, seconds: None,
   compiler_options: compiling.Options | None = None,
+  settle: Settle = lambda phase, state: state,
 ) -> Iterator[tuple[At, State, Scalars]]:
   """Runs every phase from `start` on, yielding after each step and phase.
 
@@ -81,6 +84,7 @@ def train(
       yield at, state, scalars
     after = _shardings(plans[index + 1][0])
     logging.info('Finishing phase %s.', phase.name)
+    state = settle(index, state)
     state = jax.jit(phase.finish, out_shardings=after)(finish_key, state)
     phase.check(state)
     at = At(at.event + 1, index + 1, 0)

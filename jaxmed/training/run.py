@@ -21,6 +21,7 @@ from jaxmed.method import Method, Scalars, State
 from jaxmed.progress import Progress
 from jaxmed.training import loop
 from jaxmed.training.loop import At
+from jaxmed.training.watching import Unwatched
 from jaxmed.training.writer import Log, Meter
 
 
@@ -64,6 +65,7 @@ def run(
   compiler_options: dict | None = None,
   dtype=jnp.float32,
   totals: Mapping[str, int] | None = None,
+  watch: Unwatched | None = None,
 ) -> tuple[At, State, dict[str, float | None]]:
   """Trains `method` to its end, from wherever `folder` stands.
 
@@ -80,7 +82,9 @@ def run(
     compiler_options: of XLA, for the steps.
     dtype: in which the networks compute; its matrix peak is measured.
     totals: steps of the phases that are one pass, for the time left.
+    watch: looks on, and may choose the state that a phase ends with.
   """
+  watch = watch or Unwatched()
   keep = ocp.training.preservation_policies.LatestN(policy.keep)
   saver = ocp.training.Checkpointer(
     folder / 'checkpoints',
@@ -90,7 +94,9 @@ def run(
   with saver, _Signals() as asked:
     at, state = _restore(saver, plans, given)
     meter = Meter(batch, dtype)
-    with _Record(method, folder, at, meter, policy, totals or {}) as record:
+    with _Record(
+      method, folder, at, meter, policy, totals or {}, watch
+    ) as record:
       saved = time.monotonic()
       steps = loop.train(
         method,
@@ -100,11 +106,12 @@ def run(
         (at, state),
         record.compiled,
         compiler_options,
+        lambda phase, state: watch.settle(phase, plans[phase][1], state),
       )
       for at, state, scalars in steps:
         stopping, due = bool(stop(at)), at.step == 0
         if not due:
-          record.step(at, scalars)
+          record.step(at, state, scalars)
         at_line = at.step % policy.log_every == 0
         ripe = at_line and time.monotonic() - saved >= 60 * policy.save_minutes
         if at_line or jax.process_count() == 1:
@@ -170,10 +177,10 @@ class _Record:
   are never drained for it.
   """
 
-  def __init__(self, method, folder, at, meter, policy, totals):
+  def __init__(self, method, folder, at, meter, policy, totals, watch):
     self._phases, self._start = method.phases, at
     self._every, self._totals = policy.log_every, totals
-    self._meter, self._late = meter, deque()
+    self._meter, self._watch, self._late = meter, watch, deque()
     self._log = None
     if jax.process_index() == 0:
       self._log = Log(folder / 'train.jsonl', at)
@@ -193,13 +200,19 @@ class _Record:
     logging.info('Compiled a step of phase %s in %.1f s.', phase.name, seconds)
     self._meter.compiled(phase, step)
 
-  def step(self, at: At, scalars: Scalars) -> None:
-    self._late.append((at, scalars))
+  def step(self, at: At, state: State, scalars: Scalars) -> None:
     self._meter.step(self._phases[at.phase])
+    seen = {}
+    if self._watch.due(at):
+      jax.block_until_ready(state)
+      with self._meter.aside():
+        seen = self._watch.look(at, state)
+    line = bool(seen) or at.step % self._every == 0
+    self._late.append((at, {**scalars, **seen}, line))
 
   def check(self, keep: int) -> None:
     while len(self._late) > keep:
-      at, scalars = self._late.popleft()
+      at, scalars, line = self._late.popleft()
       name = self._phases[at.phase].name
       scalars = {k: float(v) for k, v in jax.device_get(scalars).items()}
       bad = [k for k, v in scalars.items() if not np.isfinite(v)]
@@ -210,8 +223,9 @@ class _Record:
           'learning rate or --config.train.precision=float32 may help.'
         )
       self._show(name, at, scalars)
-      if self._log and at.step % self._every == 0:
+      if self._log and line:
         self._log.write(name, at, self._meter.read() | scalars)
+        self._watch.logged(name, at, scalars)
 
   def _show(self, name, at, scalars) -> None:
     if name != self._name:

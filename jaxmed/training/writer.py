@@ -1,5 +1,6 @@
 """`train.jsonl`, and what a reader of it wants to know about speed."""
 
+import contextlib
 import json
 import math
 import os
@@ -38,6 +39,13 @@ class Meter:
     drawn = self._batch * phase.batches * len(phase.cohorts)
     self._now['images'] += drawn if phase.seen is None else phase.seen
     self._now['flops'] += self._flops.get(phase.name, math.nan)
+
+  @contextlib.contextmanager
+  def aside(self) -> Iterator[None]:
+    """What is done meanwhile is not training."""
+    began = time.monotonic()
+    yield
+    self._began += time.monotonic() - began
 
   def waiting(self, batches: Iterator[Batches]) -> Iterator[Batches]:
     """Hands batches on, counting how long the loop waits for each."""

@@ -12,8 +12,9 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.method import Phase
-from jaxmed.training import run
+from jaxmed.training import run, writer
 from jaxmed.training.run import Policy, Stopped
+from jaxmed.training.watching import Unwatched
 from tests.training import miniature
 from tests.training.miniature import CONFIG, INFO, adversaries, bank, train
 
@@ -134,6 +135,62 @@ def test_padding_never_enters_the_bank(tmp_path):
   _, state = train(bank, tmp_path)
   rows = miniature.IMAGES.reshape(50, -1) / np.float32(255) * 2
   np.testing.assert_allclose(state.memory['mean'], rows.mean(axis=0), rtol=1e-5)
+
+
+class Third(Unwatched):
+  """Looks at every third step, and goes on with what it saw first."""
+
+  def __init__(self):
+    self.kept, self.lines = {}, []
+
+  def due(self, at):
+    return at.step % 3 == 0
+
+  def look(self, at, state):
+    copy = jax.tree.map(jnp.copy, state)  # The next step takes its memory.
+    self.kept.setdefault(at.phase, (at.step, copy))
+    return {'looked': at.step}
+
+  def settle(self, phase, during, state):
+    abstract = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert abstract == jax.tree.map(lambda x: (x.shape, x.dtype), during)
+    return self.kept[phase][1]
+
+  def logged(self, phase, at, scalars):
+    self.lines.append((phase, at.step, dict(scalars)))
+
+
+def test_a_watch_is_logged_and_chooses_what_a_phase_ends_with(tmp_path):
+  watch = Third()
+  end, state = train(
+    adversaries, tmp_path, policy=Policy(log_every=4), watch=watch
+  )
+  assert end.event == 2 * CONFIG.steps + 2
+  text = (tmp_path / 'train.jsonl').read_text().splitlines()
+  lines = [json.loads(line) for line in text]
+  first = [line for line in lines if line['phase'] == 'adversaries']
+  # A line for each look, besides those of the log's own.
+  assert [line['step'] for line in first] == [3, 4, 6, 8, 9]
+  assert [line.get('looked') for line in first] == [3, None, 6, None, 9]
+  assert [(p, step) for p, step, _ in watch.lines] == [
+    (line['phase'], line['step']) for line in lines
+  ]
+  chosen = watch.kept[0][1].params
+  _equal(state.params['generator'], chosen['generator'])
+  _equal(state.params['encoder'], watch.kept[1][1].params['encoder'])
+
+
+def test_a_look_takes_no_time_of_training(monkeypatch):
+  class clock:
+    now = 0.0
+
+  monkeypatch.setattr(writer.time, 'monotonic', lambda: clock.now)
+  meter = writer.Meter(8)
+  with meter.aside():
+    clock.now += 1000
+  meter.step(adversaries(CONFIG, INFO).phases[1])
+  clock.now += 2
+  assert meter.read()['images_per_s'] == 4
 
 
 def test_discard_begins_anew(tmp_path):
