@@ -109,11 +109,18 @@ def train(
       for phase in method.phases
     },
   )
-  parameters = {part: _size(tree) for part, tree in state.params.items()}
+  sizes = {
+    kind: {part: _size(tree) for part, tree in parts.items()}
+    for kind, parts in (
+      ('parameters', state.params),
+      ('pretrained', given.frozen),
+      ('bank', state.memory),
+    )
+  }
   provenance.add(
     train=rates
+    | sizes
     | {
-      'parameters': parameters,
       'precision': config.train.precision,
       'devices': mesh.size,
     }
