@@ -135,7 +135,9 @@ def _same_slides(
     scores = _slide_scores(entry)
     rows = [r for r in entry.run.slides if (r.get('label') or 0) >= 0]
     labelled.append({r['group']: int(r['label']) for r in rows})
-    missing = [g for g in labelled[-1] if not np.isfinite(scores.get(g, np.nan))]
+    missing = [
+      g for g in labelled[-1] if not np.isfinite(scores.get(g, np.nan))
+    ]
     for group in missing:
       labelled[-1][group] = -1
   if any(one.keys() != labelled[0].keys() for one in labelled):
@@ -331,6 +333,8 @@ def _cautions(methods: Sequence[Method], test: Test) -> list[str]:
   provenance = [entry.run.provenance for entry in entries]
   if len({str(one.get('devices')) for one in provenance}) > 1:
     said.append('Speeds are of different devices and do not compare.')
-  if len({str(one.get('commit') or one.get('jaxmed')) for one in provenance}) > 1:
+  if (
+    len({str(one.get('commit') or one.get('jaxmed')) for one in provenance}) > 1
+  ):
     said.append('The runs were made by different versions of the code.')
   return said

@@ -123,7 +123,9 @@ def _draw(
     return [None] * len(chosen)
   places = {row: i for i, row in enumerate(saved['row'].tolist())}
   found = [places.get(int(entry.test['row'][i])) for i in chosen]
-  values = {i: saved['map'][i].astype(np.float32) for i in found if i is not None}
+  values = {
+    i: saved['map'][i].astype(np.float32) for i in found if i is not None
+  }
   if not values:
     return [None] * len(chosen)
   low, high = np.nanquantile(np.stack([*values.values()]), (0.01, 0.999))
@@ -141,9 +143,7 @@ def _heat(
   return _outlined(np.round(colours * 255).astype(np.uint8), mask)
 
 
-def _pictures(
-  entry: Entry, chosen: Sequence[int]
-) -> tuple[list[Pixels], str]:
+def _pictures(entry: Entry, chosen: Sequence[int]) -> tuple[list[Pixels], str]:
   """The images as the first run has seen them; or why there are none."""
   rows = [int(entry.test['row'][i]) for i in chosen]
   directory = _records(entry)
