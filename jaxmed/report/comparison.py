@@ -24,6 +24,16 @@ NAME = 'comparison.html'
 PANEL = 160  # px, of the longer side.
 FEW_GROUPS = 10  # A bootstrap over fewer groups says little.
 SIGNIFICANT = 0.05
+IMAGES = (  # Metrics of images, and of what they are parts of.
+  'auroc',
+  'ap',
+  'f1',
+  'accuracy',
+  'sensitivity',
+  'specificity',
+  'sensitivity_at_specificity',
+)
+OTHERS = 'slide_auroc', 'froc', 'pixel_auroc', 'pixel_aupro_8'
 DIFFERENCES = {  # Titles of the metrics that are tested.
   'auroc': 'AUROC of images',
   'ap': 'Average precision of images',
@@ -62,7 +72,8 @@ def render(
     summary=_summary(comparison, run),
     warnings=_warnings(methods),
     cautions=_cautions(comparison, run),
-    scores=_scores(methods),
+    scores=_table(methods, IMAGES),
+    others=_table(methods, OTHERS),
     baseline=_baseline(run),
     roc=_roc(comparison),
     differences=_differences(comparison),
@@ -91,7 +102,7 @@ def _summary(comparison: dict, run) -> dict:
   inside = f' (95 % interval {span})' if span else ''
   sentence = (
     f'{opening}, {best["name"]} has the highest AUROC, {_auroc(best):.2f}'
-    f'{inside}.'
+    f'{inside}. {summary.compared(run)}'
   )
   others = [m for m in methods if m is not reference]
   worse, better = (
@@ -145,9 +156,11 @@ def _cautions(comparison: dict, run) -> list[str]:
   return said
 
 
-def _scores(methods: Sequence[dict]) -> dict:
-  present = {name for method in methods for name in method['metrics']}
-  columns = [name for name in _ORDER if name in present]
+def _table(methods: Sequence[dict], names: Sequence[str]) -> dict:
+  """{columns, rows} of those of the metrics that any method has."""
+  columns = [
+    name for name in names if any(name in m['metrics'] for m in methods)
+  ]
   rows = [
     {
       'name': method['name'],
@@ -159,21 +172,6 @@ def _scores(methods: Sequence[dict]) -> dict:
     for method in methods
   ]
   return {'columns': columns, 'rows': rows}
-
-
-_ORDER = (
-  'auroc',
-  'ap',
-  'f1',
-  'accuracy',
-  'sensitivity',
-  'specificity',
-  'sensitivity_at_specificity',
-  'slide_auroc',
-  'froc',
-  'pixel_auroc',
-  'pixel_aupro_8',
-)
 
 
 def _cell(number: dict | None) -> dict | None:
@@ -269,7 +267,8 @@ def _signed(value: float | None) -> str:
   value = words.finite(value)
   if value is None:
     return words.DASH
-  return f'{value + 0.0:+.3f}'.replace('-', '−')
+  text = f'{value:+.3f}'.replace('-', '−')
+  return text if float(text[1:]) else text[1:]
 
 
 def _signed_span(number: dict) -> str:
