@@ -115,7 +115,7 @@ def plan(given: Sequence[Given], fields: Sequence[str] = ()) -> list[Planned]:
         )
     argv = f'--config={spec}', *fields, *own
     try:
-      config = command.parse_launch(argv, '').config
+      config = command.parse_launch(('launch', *argv), '').config
       beforehand.check_config(config)
     except UserError as error:
       raise UserError(f'The run {name} of the sweep: {error}') from error
