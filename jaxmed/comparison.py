@@ -116,46 +116,42 @@ def _test(entries: Sequence[Entry], resamples: int) -> Test:
   kept = np.logical_and.reduce(
     [np.isfinite(entry.test[entry.column]) for entry in entries]
   )
-  slides, groups = _same_slides(entries)
+  slides = _same_slides(entries)
   return Test(
     images.sample(labels, first.test['group'].astype(str), *draw),
     kept,
-    images.sample(list(groups.values()), slides, *draw) if groups else None,
-    slides,
+    images.sample([*slides.values()], [*slides], *draw) if slides else None,
+    tuple(slides),
     settings,
   )
 
 
-def _same_slides(
-  entries: Sequence[Entry],
-) -> tuple[tuple[str, ...], dict[str, int]]:
+def _same_slides(entries: Sequence[Entry]) -> dict[str, int]:
   """Labels of the slides that every run has scored; none if slides differ."""
-  labelled = []
-  for entry in entries:
-    scores = _slide_scores(entry)
-    rows = [r for r in entry.run.slides if (r.get('label') or 0) >= 0]
-    labelled.append({r['group']: int(r['label']) for r in rows})
-    missing = [
-      g for g in labelled[-1] if not np.isfinite(scores.get(g, np.nan))
-    ]
-    for group in missing:
-      labelled[-1][group] = -1
-  if any(one.keys() != labelled[0].keys() for one in labelled):
-    return (), {}
-  known = {
-    group: label
-    for group, label in sorted(labelled[0].items())
-    if all(one[group] == label >= 0 for one in labelled)
-  }
-  return tuple(known), known
+  labels = [
+    {
+      row['group']: row['label']
+      for row in e.run.slides
+      if row['label'] in (0, 1)
+    }
+    for e in entries
+  ]
+  if any(one != labels[0] for one in labels):
+    return {}
+  scored = set.intersection(*(set(_slide_scores(e)) for e in entries))
+  return {g: label for g, label in sorted(labels[0].items()) if g in scored}
 
 
 def _slide_scores(entry: Entry) -> dict[str, float]:
-  """Of every slide, by the rule that the evaluation named first."""
+  """Of the slides that have one, by the rule that was named first."""
   rule = entry.run.results.get('slide_rule') or 'max'
   column = f'{RULES[rule][0]}{entry.primary}'
-  rows = [row for row in entry.run.slides if row.get(column) is not None]
-  return {row['group']: float(row[column]) for row in rows}
+  scores = {row['group']: row.get(column) for row in entry.run.slides}
+  return {
+    group: float(score)
+    for group, score in scores.items()
+    if score is not None and np.isfinite(score)
+  }
 
 
 def _measures(entry: Entry, test: Test) -> dict[str, Measured]:

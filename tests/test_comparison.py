@@ -160,6 +160,18 @@ def test_the_page_says_it_all(make, tmp_path):
   )
 
 
+def test_a_baseline_that_is_better_is_said_first(make, tmp_path):
+  def worse(table):
+    table[SCORE] *= -1
+
+  folders = [
+    make('one', scores=worse),
+    make('two', 'patchcore', scores=noise(0, 5.0)),
+  ]
+  comparison.compare(folders, tmp_path / 'out')
+  assert 'No method does better than that' in page(tmp_path / 'out').text
+
+
 def test_against_the_best(make, tmp_path):
   folders = [
     make('worse', 'padim', scores=noise(0, 0.5)),

@@ -28,7 +28,6 @@ IMAGES = (  # Metrics of images, and of what they are parts of.
   'auroc',
   'ap',
   'f1',
-  'accuracy',
   'sensitivity',
   'specificity',
   'sensitivity_at_specificity',
@@ -104,6 +103,19 @@ def _summary(comparison: dict, run) -> dict:
     f'{opening}, {best["name"]} has the highest AUROC, {_auroc(best):.2f}'
     f'{inside}. {summary.compared(run)}'
   )
+  baseline = summary.best_baseline(run)
+  if baseline and baseline[1]['value'] >= _auroc(best):
+    return {
+      'sentence': sentence,
+      'verdict': 'No method does better than that: nothing here shows that '
+      'any of them adds anything to it.',
+      'tone': 'bad',
+    }
+  return {'sentence': sentence, **_verdict(methods, reference)}
+
+
+def _verdict(methods: Sequence[dict], reference: dict) -> dict:
+  """Which differences are more than chance."""
   others = [m for m in methods if m is not reference]
   worse, better = (
     [m['name'] for m in others if _established(m, sign)] for sign in (-1, 1)
@@ -117,8 +129,10 @@ def _summary(comparison: dict, run) -> dict:
       if names
     ]
     verdict = f'Established after Holm’s correction: {"; ".join(said)}.'
-  tone = 'good' if worse or better else 'unclear'
-  return {'sentence': sentence, 'verdict': verdict, 'tone': tone}
+  return {
+    'verdict': verdict,
+    'tone': 'good' if worse or better else 'unclear',
+  }
 
 
 def _auroc(method: dict) -> float | None:
@@ -180,7 +194,7 @@ def _cell(number: dict | None) -> dict | None:
   found = cell(number)
   spread = words.finite(number.get('spread'))
   if spread is not None and not found['reason']:
-    found['value'] += f' ± {words.share(spread)}'
+    found['spread'] = words.share(spread)
   return found
 
 
