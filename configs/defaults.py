@@ -34,7 +34,7 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'shots': {},  # Of a cohort so many examples, drawn; 0: all.
         'validation': '',
         'test': '',
-        'test_per_class': 0,  # Drawn at random with `seed`; 0: all.
+        'test_per_class': 0,  # Drawn at random with eval.seed; 0: all.
         'options': {},  # Of the data set's builder.
       },
       'model': {},
@@ -83,7 +83,7 @@ def defaults(method: str, preset: str) -> ConfigDict:
         'slide_rule': 'max',  # Or mean, mean_above, top_k: named first.
         'specificity': 0.9,  # At which sensitivity is given.
         'resamples': 2000,
-        'seed': 0,
+        'seed': 0,  # Of resamples, and of drawing `test_per_class`.
         'protocol': '',  # Or camelyon16: also the FROC of slides' lesions.
         'strict': True,  # The FROC as the official script has it, quirks too.
       },

@@ -7,7 +7,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from jaxmed import __version__, command, tile_command, weights_command
+from jaxmed import (
+  __version__,
+  command,
+  compare_command,
+  tile_command,
+  weights_command,
+)
 from jaxmed.errors import UserError
 
 THUMBNAIL = 1600  # Pixels of its longer side.
@@ -20,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxmed import launch
 
     return launch.main(['jaxmed launch', *argv[1:]])
-  parsed = _parser().parse_args(argv)
+  fields = [word for word in argv if word.startswith(command.PREFIX)]
+  fields = fields if argv[:1] == ['sweep'] else []  # Of its launches.
+  parsed = _parser().parse_args([word for word in argv if word not in fields])
+  parsed.fields = fields
   return command.exit_code(functools.partial(parsed.run, parsed), parsed.debug)
 
 
@@ -157,6 +166,24 @@ def _parser() -> argparse.ArgumentParser:
     'Reads the files of a run and writes report.html beside them.',
   )
   _workdir(report)
+  compare_command.add_compare(
+    _add(
+      commands,
+      'compare',
+      _compare,
+      'compare finished runs of one test set',
+      compare_command.ABOUT_COMPARE,
+    )
+  )
+  compare_command.add_sweep(
+    _add(
+      commands,
+      'sweep',
+      _sweep,
+      'run several configs and seeds, and compare them',
+      compare_command.ABOUT_SWEEP,
+    )
+  )
   _add_tissue(commands)
   stain = _add(
     commands,
@@ -327,6 +354,18 @@ def _report(parsed) -> None:
   from jaxmed.report import write_report
 
   print(f'Report: {write_report(parsed.workdir)}')
+
+
+def _compare(parsed) -> None:
+  command.set_up()
+  print(compare_command.run_compare(parsed))
+
+
+def _sweep(parsed) -> int:
+  command.set_up()
+  text, code = compare_command.run_sweep(parsed)
+  print(text)
+  return code
 
 
 def _tissue(parsed) -> None:

@@ -58,7 +58,7 @@ def launch(
     first = distributed.only_first
     stages = (
       ('train', 'final', lambda: _train(config, folder, provenance)),
-      ('score', 'examples.json', lambda: _score(config, folder)),
+      ('score', 'examples.json', lambda: _score(config, folder, provenance)),
       (
         'evaluate',
         'results.json',
@@ -92,11 +92,13 @@ def _train(
   learn.train(config, folder, data, provenance)
 
 
-def _score(config: ConfigDict, folder: pathlib.Path) -> None:
+def _score(
+  config: ConfigDict, folder: pathlib.Path, provenance: Provenance
+) -> None:
   run = Run(folder)
   records = open_records(write.prepare(config.data))
   if not (folder / 'scores.parquet').exists():
-    score_records.score_records(run, records)
+    provenance.add(score=score_records.score_records(run, records))
   if config.score.slides:
     score_slides.score_slides(run, records)
   distributed.only_first(lambda: examples.show(run, records), 'examples')

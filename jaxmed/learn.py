@@ -117,12 +117,19 @@ def train(
     totals=totals,
     watch=watching,
   )
-  parameters = {part: _size(tree) for part, tree in state.params.items()}
+  sizes = {
+    kind: {part: _size(tree) for part, tree in parts.items()}
+    for kind, parts in (
+      ('parameters', state.params),
+      ('pretrained', given.frozen),
+      ('bank', state.memory),
+    )
+  }
   provenance.add(
     select=watching.chosen(method.phases),
     train=rates
+    | sizes
     | {
-      'parameters': parameters,
       'precision': config.train.precision,
       'devices': mesh.size,
     },

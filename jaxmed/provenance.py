@@ -4,7 +4,9 @@ import datetime
 import importlib.metadata
 import pathlib
 import platform
+import resource
 import subprocess
+import sys
 
 import jax
 
@@ -52,6 +54,7 @@ class Provenance:
     """A stage that took several launches counts them all."""
     stages = self._facts['stages']
     stages[name] = round(stages.get(name, 0.0) + seconds, 2)
+    self._facts['memory'] = _highest(self._facts.get('memory', {}), _memory())
     self._facts['finished'] = _now()
     self._write()
 
@@ -61,6 +64,31 @@ class Provenance:
     ]
     if jax.process_index() == 0:
       workdir.write_json(self._path, self._facts)
+
+
+def _memory() -> dict[str, int | None]:
+  """The most that this process has held so far, and any of its devices.
+
+  A CPU's arrays lie in the process's own memory, of which alone it can tell.
+  """
+  held = [device.memory_stats() or {} for device in jax.local_devices()]
+  device = max(found.get('peak_bytes_in_use', 0) for found in held)
+  return {'host_bytes': _host_bytes(), 'device_bytes': device or None}
+
+
+def _host_bytes() -> int:
+  status = pathlib.Path('/proc/self/status')
+  if status.exists():  # Of Linux; it does not count what a parent has held.
+    for line in status.read_text().splitlines():
+      if line.startswith('VmHWM:'):
+        return int(line.split()[1]) * 1024
+  most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return most if sys.platform == 'darwin' else most * 1024
+
+
+def _highest(before: dict, now: dict) -> dict:
+  """Of a run that took several launches."""
+  return {k: max(before.get(k) or 0, v or 0) or None for k, v in now.items()}
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -37,17 +38,21 @@ MAP_BYTES = 2**30  # Of all the maps kept for pixel metrics.
 SAMPLED = 1024  # Pixels of a normal's map, for the threshold of slides' maps.
 
 
-def score_records(run: Run, records: Records) -> None:
+def score_records(run: Run, records: Records) -> dict[str, float | bool]:
   """Writes scores.parquet, calibration.json and maps/pixel.npz.
 
   Each host scores its share; the first puts them together.
+
+  Returns how fast it was, for the provenance.
   """
   rows = chosen(run.config, records)
   mapped = _mapped(run, records, rows)
   mine = rows[jax.process_index() :: jax.process_count()]
   parts = run.folder / 'scores'
   parts.mkdir(exist_ok=True)
-  table, maps, normal = _score(run, records, mine, mapped)
+  speed = _Speed()
+  table, maps, normal = _score(run, records, mine, mapped, speed)
+  rate = speed.read()
   number = jax.process_index()
   np.save(parts / f'normal-{number}.npy', normal)
   pq.write_table(table, parts / f'part-{number}.parquet')
@@ -56,6 +61,32 @@ def score_records(run: Run, records: Records) -> None:
   if maps:
     np.savez(own, **maps)
   distributed.only_first(lambda: _merge(run, parts), 'scored records')
+  return rate
+
+
+class _Speed:
+  """Images a second, from the end of the first batch, which compiles."""
+
+  def __init__(self):
+    self._images = self._first = 0
+    self._began = self._warm = time.monotonic()
+
+  def add(self, images: int) -> None:
+    if not self._images:
+      self._first, self._warm = images, time.monotonic()
+    self._images += images
+
+  def read(self) -> dict[str, float | bool]:
+    """Of all hosts; of one batch alone, its compiling is in the time."""
+    images, began = self._images - self._first, self._warm
+    compiling = images == 0
+    if compiling:
+      images, began = self._images, self._began
+    rate = images / max(time.monotonic() - began, 1e-9)
+    return {
+      'images_per_s': rate * jax.process_count(),
+      'with_compiling': compiling,
+    }
 
 
 def chosen(config: ConfigDict, records: Records) -> np.ndarray:
@@ -68,7 +99,8 @@ def chosen(config: ConfigDict, records: Records) -> np.ndarray:
     )
   labels = records.index['label'].to_numpy()
   if limit := config.data.test_per_class:
-    dice = np.random.default_rng(config.seed)
+    # Runs that differ by their seed are tested on the same images.
+    dice = np.random.default_rng(config.eval.seed)
     test = np.concatenate(
       [
         dice.permutation(test[labels[test] == label])[:limit]
@@ -102,7 +134,9 @@ def _mapped(run: Run, records: Records, rows: np.ndarray) -> frozenset[int]:
   return frozenset(test.tolist())
 
 
-def _score(run, records, rows, mapped) -> tuple[pa.Table, dict, np.ndarray]:
+def _score(
+  run, records, rows, mapped, speed
+) -> tuple[pa.Table, dict, np.ndarray]:
   """The scores, the maps kept, and pixels of the normals' maps."""
   batches = run.open(records, rows)
   total = -(-len(rows) // run.batch)
@@ -111,6 +145,7 @@ def _score(run, records, rows, mapped) -> tuple[pa.Table, dict, np.ndarray]:
   columns, maps, normal = [], [], [np.zeros(0, np.float32)]
   parts = run.parts(batches, names)
   for part in progress(parts, total, 'score images', 'batches'):
+    speed.add(len(part.batch.row))
     values = {'row': part.batch.row}
     values |= {f'score.{k}': v for k, v in part.image.items()} | part.flags
     plain = trivial(part.batch.image)

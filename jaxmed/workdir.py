@@ -45,8 +45,13 @@ MOST_SHOWN = 6  # Values of fields that differ.
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes the whole file or nothing."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes the whole file or nothing."""
   partial = path.with_name(f'.{path.name}.partial')
-  partial.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
+  partial.write_text(text, 'utf-8')
   os.replace(partial, path)
 
 

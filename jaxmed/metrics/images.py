@@ -129,7 +129,7 @@ def curves(test: Sample, scores: Scores, many: Resampled) -> dict | None:
 
 def at_threshold(test: Sample, scores: Scores, cut: float) -> dict[str, Number]:
   """What calling all above `cut` anomalous gives."""
-  found = _decided(test, scores, cut)
+  found = decided(test, scores, cut)
   return {
     name: _number(test, value, values, lacking)
     for name, (value, values, lacking) in found.items()
@@ -167,7 +167,7 @@ def best_direction(number: Number) -> Number:
   )
 
 
-def _decided(test: Sample, scores, cut: float) -> dict:
+def decided(test: Sample, scores: Scores, cut: float) -> dict[str, tuple]:
   """Value, resampled values and reason of each metric at a threshold."""
   if not np.isfinite(cut):
     reason = 'no threshold: there are no validation normals'

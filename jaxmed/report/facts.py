@@ -164,15 +164,22 @@ def speed(run: Run) -> dict:
     if (seconds := words.finite(value)) is not None
   }
   longest = max(stages.values(), default=0) or 1.0
+  memory = run.provenance.get('memory') or {}
   train = run.provenance.get('train') or {}
   rates = [
     ('Images a second, training', words.number(train.get('images_per_s'))),
+    (
+      'Images a second, scoring',
+      words.number((run.provenance.get('score') or {}).get('images_per_s')),
+    ),
     ('Steps', words.count(train.get('steps'))),
     (
       'Of the measured matrix peak',
       words.per_cent(train.get('matrix_peak_percent')),
     ),
     ('Waiting for data', words.per_cent(train.get('data_wait_percent'))),
+    ('Most memory, process', words.size(memory.get('host_bytes'))),
+    ('Most memory, a device', words.size(memory.get('device_bytes'))),
   ]
   rates = [(name, value) for name, value in rates if value != words.DASH]
   if not stages and not rates:

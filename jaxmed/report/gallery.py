@@ -152,7 +152,7 @@ def _example(run: Run, pictures: Pictures, row: dict) -> dict:
     'label': label,
     'score': value,
     'above': above,
-    'place': _place(run, value),
+    'place': place(run, run.primary, value),
     'panels': [
       {
         'name': name,
@@ -171,9 +171,9 @@ def _order(panel: str) -> int:
   return 2 + LAST.index(word) if word in LAST else 1
 
 
-def _place(run: Run, value: float | None) -> str:
+def place(run: Run, name: str, value: float | None) -> str:
   """Where a score stands among the validation normals."""
-  grid = run.calibration.get(run.primary) or {}
+  grid = run.calibration.get(name) or {}
   values = [words.finite(v) for v in grid.get('value') or []]
   if value is None or not values or None in values:
     return ''

@@ -27,6 +27,10 @@ class Pictures:
       image = _open(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
       return {'missing': 'unreadable'}
+    return self.embed_image(image, side)
+
+  def embed_image(self, image: Image.Image, side: int) -> dict:
+    """The same of an image that is in memory."""
     if max(image.size) > side:
       image.thumbnail((side, side), Image.Resampling.LANCZOS)
     uri = _encode(image)

@@ -67,7 +67,7 @@ def summary(run: Run) -> dict:
       'tone': 'bad',
     }
   return {
-    'sentence': f'{_found(run, opening, auroc, value)} {_compared(run)}',
+    'sentence': f'{_found(run, opening, auroc, value)} {compared(run)}',
     **verdict(run),
   }
 
@@ -92,7 +92,8 @@ def _found(run: Run, opening: str, auroc: dict, value: float) -> str:
   )
 
 
-def _compared(run: Run) -> str:
+def compared(run: Run) -> str:
+  """What the best trivial baseline reaches."""
   best = best_baseline(run)
   if best is None:
     return 'No trivial baseline was evaluated beside it.'

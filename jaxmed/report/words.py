@@ -37,6 +37,10 @@ METRICS = {
   'specificity': 'Specificity',
   'sensitivity_at_specificity': 'Sensitivity at fixed specificity',
   'auroc_best_direction': 'AUROC, better direction',
+  'slide_auroc': 'AUROC of slides',
+  'pixel_auroc': 'AUROC of pixels',
+  'pixel_aupro_8': 'AUPRO of pixels',
+  'froc': 'FROC score of lesions',
   'aupro_4': 'AUPRO, 4-connected',
   'aupro_8': 'AUPRO, 8-connected',
   'oracle_youden_accuracy': 'Accuracy at Youden’s threshold',
@@ -124,6 +128,22 @@ def number(value: Any, digits: int = 3) -> str:
 def per_cent(value: Any) -> str:
   value = finite(value)
   return DASH if value is None else f'{value:.{1 if value < 10 else 0}f} %'
+
+
+def p_value(value: Any) -> str:
+  """To three digits, or that it is smaller."""
+  value = finite(value)
+  if value is None:
+    return DASH
+  return '< 0.001' if value < 0.001 else f'{value:.3f}'
+
+
+def size(value: Any) -> str:
+  """Bytes as '1.3 GB' or '840 MB'."""
+  value = finite(value)
+  if value is None:
+    return DASH
+  return f'{value / 1e9:.1f} GB' if value >= 1e9 else f'{value / 1e6:.0f} MB'
 
 
 def seconds(value: Any) -> str:
