@@ -306,7 +306,10 @@ def names(model: ConfigDict) -> Table:
   critic = {f'conv_{i}': f'{max(0, 3 * i - 1)}' for i in range(layers + 1)}
   critic['head'] = f'{3 * layers + 2}'
   rows = [
-    (f'net{net}_{theirs}.model.{at}.{{leaf}}', f'{part}/{ours}/{layer}/{{leaf}}')
+    (
+      f'net{net}_{theirs}.model.{at}.{{leaf}}',
+      f'{part}/{ours}/{layer}/{{leaf}}',
+    )
     for theirs, ours in (('A', 'b'), ('B', 'a'))
     for net, part, layers_of in (
       ('G', 'generator', places),

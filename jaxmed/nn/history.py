@@ -31,9 +31,7 @@ class History:
   ) -> 'History':
     """Room for `size` images, rounded up to a multiple of the batch."""
     each = -(-size // batch)
-    return cls(
-      jnp.zeros((batch, each, *image)), jnp.zeros((batch,), jnp.int32)
-    )
+    return cls(jnp.zeros((batch, each, *image)), jnp.zeros((batch,), jnp.int32))
 
   def exchange(
     self, keys: Key[Array, 'b'], made: Images, valid: Bool[Array, 'b']
