@@ -49,6 +49,12 @@ def update(gan):
 
 
 @pytest.fixture(scope='module')
+def search(gan):
+  """The compiled beginning and step of a search."""
+  return quickly(gan.search_init), quickly(gan.search_step)
+
+
+@pytest.fixture(scope='module')
 def states(gan, update):
   """At the beginning, and after some steps with scalars of each."""
   signed = 2 * BATCH.unit - 1
@@ -157,12 +163,12 @@ def test_three_steps_of_training_are_those_of_torch(gan, states):
       assert np.quantile(away, 0.95) < 1e-4, name
 
 
-def test_the_search_is_that_of_torch(gan, states):
+def test_the_search_is_that_of_torch(gan, search, states):
   torch = pytest.importorskip('torch')
   config = tiny()
-  method = anogan.build(config, info(config))
-  search, key, state = method.search, jax.random.key(3), states[1]
-  found = quickly(search.init)(key, state, BATCH)
+  method, (init, step) = anogan.build(config, info(config)), search
+  key, state = jax.random.key(3), states[1]
+  found = init(key, state, BATCH)
   networks, x, _ = in_torch(torch, gan, state)
   g, d = (networks[name]['main'].eval() for name in ('netG', 'netD'))
   z = torch.from_numpy(np.array(found['z']))[:, :, None, None]
@@ -175,7 +181,6 @@ def test_the_search_is_that_of_torch(gan, states):
     away = (d[:-1](x) - d[:-1](y)).abs().sum(dim=(1, 2, 3))
     return 0.9 * residual + 0.1 * away, residual, away
 
-  step = quickly(search.step)
   for number in range(4):
     adam.zero_grad()
     terms()[0].sum().backward()
@@ -196,10 +201,11 @@ def test_the_search_is_that_of_torch(gan, states):
   )
 
 
-def test_a_search_makes_every_image_fit_better_within_the_prior(gan, states):
-  state, x = states[1], 2 * BATCH.unit - 1
-  search_step = quickly(gan.search_step)
-  found = quickly(gan.search_init)(jax.random.key(0), state, BATCH)
+def test_a_search_makes_every_image_fit_better_within_the_prior(
+  gan, search, states
+):
+  state, x, (init, step) = states[1], 2 * BATCH.unit - 1, search
+  found = init(jax.random.key(0), state, BATCH)
   error = quickly(
     lambda found: gan.weigh(
       *gan.errors(state, x, found['features'], found['z'])[:2]
@@ -207,14 +213,13 @@ def test_a_search_makes_every_image_fit_better_within_the_prior(gan, states):
   )
   before = error(found)
   for number in range(20):
-    found = search_step(jax.random.key(0), state, BATCH, found, number)
+    found = step(jax.random.key(0), state, BATCH, found, number)
   assert np.all(error(found) < before)
   assert np.abs(found['z']).max() <= 1
 
 
-def test_a_search_starts_from_its_row_and_knows_no_neighbour(gan, states):
-  key, state = jax.random.key(0), states[1]
-  init, step = quickly(gan.search_init), quickly(gan.search_step)
+def test_a_search_starts_from_its_row_and_knows_no_neighbour(search, states):
+  key, state, (init, step) = jax.random.key(0), states[1], search
   other = BATCH.replace(
     image=jnp.flip(BATCH.image, 0).at[0].set(BATCH.image[0]),
     row=jnp.array([0, 7, 8, -1]),

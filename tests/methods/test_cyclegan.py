@@ -296,6 +296,7 @@ def test_the_rate_falls_to_nothing_after_the_last_step():
   )
 
 
+@pytest.mark.slow
 def test_routes_go_through_their_domains_and_are_averaged(trained):
   state, batch = trained[1], batches()['a']
   found = {}
@@ -323,6 +324,7 @@ def test_names_are_the_originals_both_ways(trained):
   jax.tree.map(np.testing.assert_array_equal, back['params'], state.params)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_keeps(trained):
   config = tiny(**{'train.precision': 'bfloat16'})
   method = cyclegan.build(config, info(config))

@@ -178,6 +178,7 @@ def image_batch():
   return Batch(jnp.asarray(image), jnp.arange(ROWS), jnp.zeros(ROWS, int))
 
 
+@pytest.mark.slow
 def test_without_bridge_the_score_is_cyclegans(state):
   found = {}
   for name in ('gaussian', 'noise', 'none', 'cyclegan'):
