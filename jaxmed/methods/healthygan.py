@@ -56,6 +56,7 @@ from jaxmed.method import (
 )
 from jaxmed.nn.fit import fit, start
 from jaxmed.nn.healthygan import HALVINGS, Discriminator, Generator, Raw
+from jaxmed.nn.pairs import pair, unpair
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TORCH, Table
 
@@ -112,10 +113,10 @@ class HealthyGan:
     )
     self.dtype, self.weights, self.small = dtype, train.weights, train.small
     self.running = model.statistics == 'running'
-    adam = lambda part: optax.adam(
-      make_schedule(train, part), b1=train.beta1, b2=train.beta2
-    )
-    self.adam = {part: adam(part) for part in ('generator', 'discriminator')}
+    self.adam = {
+      part: make_optimiser(train, part)
+      for part in ('generator', 'discriminator')
+    }
 
   def init(self, key: RandomKey, state: State, shape) -> State:
     keys, image = jax.random.split(key), jnp.zeros((1, *shape))
@@ -130,7 +131,7 @@ class HealthyGan:
     return start(state, part, self.adam[part], params)
 
   def learn(
-    self, params: PyTree, stats: PyTree, x: Images, valid: Valid
+    self, params: PyTree, stats: PyTree, x: Images, valid: Bool[Array, 'n *k']
   ) -> tuple[Raw, PyTree]:
     """G(x), and its running statistics after it."""
     raw, after = self.generator.apply(
@@ -167,8 +168,9 @@ class HealthyGan:
     self, params: PyTree, fake: Images, real: Images, alpha, valid: Mapping
   ) -> tuple[Float[Array, ''], Scalars]:
     """Equation 1."""
-    on_real = -valid_mean(self.judge(params, real), valid['healthy'])
-    on_fake = valid_mean(self.judge(params, fake), valid['mixed'])
+    judged = unpair(self.judge(params, pair(fake, real)))
+    on_fake = valid_mean(judged[0], valid['mixed'])
+    on_real = -valid_mean(judged[1], valid['healthy'])
     slopes = self.slopes(params, real, fake, alpha)
     both = valid['healthy'] & valid['mixed']
     penalty = valid_mean(jnp.square(slopes - 1), both)
@@ -183,14 +185,14 @@ class HealthyGan:
     self, params: PyTree, judge: PyTree, stats: PyTree, x: Mapping, valid
   ):
     """Equation 2; G's running statistics after it, and its terms."""
-    raws = {}
-    for name in COHORTS:
-      raws[name], stats = self.learn(params, stats, x[name], valid[name])
+    both = jnp.stack([valid[name] for name in COHORTS], axis=1)
+    raw, stats = self.learn(params, stats, pair(*map(x.get, COHORTS)), both)
+    halves = zip(*map(unpair, raw), strict=True)
+    raws = {k: Raw(*half) for k, half in zip(COHORTS, halves, strict=True)}
     views = {name: View.of(x[name], raws[name]) for name in COHORTS}
-    fools = {
-      name: -valid_mean(self.judge(judge, view.healthy), valid[name])
-      for name, view in views.items()
-    }
+    healthy = pair(*(views[name].healthy for name in COHORTS))
+    judged = dict(zip(COHORTS, unpair(self.judge(judge, healthy)), strict=True))
+    fools = {k: -valid_mean(judged[k], valid[k]) for k in COHORTS}
     masks = {
       name: self.mask_terms(view.mask, valid[name])
       for name, view in views.items()
@@ -311,6 +313,15 @@ def build(config: ConfigDict, info: Info) -> Method:
     batches=critics,
   )
   return Method((phase,), score, needs=comparison.needs, table=TABLE)
+
+
+def make_optimiser(train: ConfigDict, part: str):
+  """Adam. All arrays move as one vector, which is less to compile, unless they
+  lie spread over the devices.
+  """
+  schedule = make_schedule(train, part)
+  adam = optax.adam(schedule, b1=train.beta1, b2=train.beta2)
+  return adam if train.fsdp else optax.flatten(adam)
 
 
 def make_schedule(train: ConfigDict, part: str) -> optax.Schedule:

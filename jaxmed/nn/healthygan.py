@@ -12,14 +12,11 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from jaxmed.nn.norms import InstanceNorm
-from jaxmed.nn.torchlike import convolution
+from jaxmed.nn.torchlike import LEFT_ALONE, convolution
 from jaxmed.nn.transposed import Doubling
 
 HALVINGS = 2  # Of the generator.
 LEAKY = 0.01
-# PyTorch's own: uniform, of variance 1 / (3 fan_in). Of a transposed
-# convolution PyTorch takes for fan_in what goes out; so does this, by the axes.
-INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 Images = Float[Array, 'b h w c']
 
 
@@ -33,8 +30,9 @@ class Raw(NamedTuple):
 class Generator(nn.Module):
   """Images in [-1, 1] to others of their size, and where to show these.
 
-  `valid` says which images the norms' running statistics learn from; with
-  `running` these are used in place of each image's own.
+  `valid` says which images the norms' running statistics learn from, and if it
+  has two axes, that images lie in turns; with `running` these are used in place
+  of each image's own.
   """
 
   dim: int
@@ -46,7 +44,7 @@ class Generator(nn.Module):
   def __call__(
     self,
     x: Images,
-    valid: Bool[Array, 'b'] | None = None,
+    valid: Bool[Array, 'n *k'] | None = None,
     running: bool = False,
   ) -> Raw:
     number = 0
@@ -60,7 +58,7 @@ class Generator(nn.Module):
 
     def conv(x, features, window, stride=1, pad=None):
       layer = named(
-        convolution, features, window, stride, pad, kernel_init=INIT
+        convolution, features, window, stride, pad, kernel_init=LEFT_ALONE
       )
       return layer(x)
 
@@ -73,7 +71,7 @@ class Generator(nn.Module):
       x = named(Residual)(x, valid, running)
       number += 1
     for _ in range(HALVINGS):
-      x = normal(named(Doubling, x.shape[-1] // 2, kernel_init=INIT)(x))
+      x = normal(named(Doubling, x.shape[-1] // 2, kernel_init=LEFT_ALONE)(x))
       number += 3
     x = conv(x, self.channels + 1, 7)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -92,7 +90,7 @@ class Residual(nn.Module):
       conv = convolution(
         x.shape[-1],
         3,
-        kernel_init=INIT,
+        kernel_init=LEFT_ALONE,
         dtype=self.dtype,
         name=f'main_{number}',
       )
@@ -120,13 +118,15 @@ class Discriminator(nn.Module):
         2,
         1,
         bias=True,
-        kernel_init=INIT,
+        kernel_init=LEFT_ALONE,
         bias_init=_bias_init(16 * x.shape[-1]),
         dtype=self.dtype,
         name=f'main_{2 * number}',
       )
       x = nn.leaky_relu(conv(x), LEAKY)
-    head = convolution(1, 3, kernel_init=INIT, dtype=self.dtype, name='conv1')
+    head = convolution(
+      1, 3, kernel_init=LEFT_ALONE, dtype=self.dtype, name='conv1'
+    )
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return x, head(x).astype(wide)
 

@@ -72,7 +72,7 @@ class InstanceNorm(nn.Module):
   def __call__(
     self,
     x: Features,
-    valid: Bool[Array, 'b'] | None = None,
+    valid: Bool[Array, 'n *k'] | None = None,
     running: bool = False,
   ) -> Features:
     width = x.shape[-1:]
@@ -97,15 +97,18 @@ class InstanceNorm(nn.Module):
     return ((wide - mean) * factor + row(bias)).astype(x.dtype)
 
   def _learn(self, kept, found, valid) -> None:
+    """A batch of n images in turns of k is k batches, one after the other."""
     if self.is_initializing():
       return
     for statistic, new in zip(kept, found, strict=True):
-      weight = jnp.ones(len(new)) if valid is None else valid
-      weight = weight.astype(new.dtype)
-      total = jnp.maximum(weight.sum(), 1)
-      mean = (new[:, 0, 0] * weight[:, None]).sum(0) / total
-      new = jax.lax.stop_gradient(mean)
-      statistic.value += self.momentum * (new - statistic.value)
+      new = jax.lax.stop_gradient(new[:, 0, 0])
+      weight = jnp.ones((len(new), 1)) if valid is None else valid
+      weight = weight.reshape(len(weight), -1).astype(new.dtype)
+      new = new.reshape(*weight.shape, -1)
+      total = jnp.maximum(weight.sum(0), 1)
+      means = (new * weight[..., None]).sum(0) / total[:, None]
+      for mean in means:
+        statistic.value += self.momentum * (mean - statistic.value)
 
 
 class Moments(NamedTuple):

@@ -79,6 +79,7 @@ def configure(given: dict, trace: dict) -> ConfigDict:
       },
       'train': {
         'precision': 'float32',
+        'fsdp': False,
         'rate': given['g_lr'],
         'beta1': given['beta1'],
         'beta2': given['beta2'],
