@@ -57,6 +57,60 @@ class SampleNorm(nn.Module):
     return (normal * scale + bias).astype(x.dtype)
 
 
+class InstanceNorm(nn.Module):
+  """PyTorch's with `affine` and `track_running_stats`.
+
+  Each image is normalised by itself. Where the collection batch_stats may
+  change, running statistics learn from the `valid` images: means, and
+  variances of the unbiased estimate. Nothing looks at them but `running`.
+  """
+
+  momentum: float = 0.1  # The weight of what is new.
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Features,
+    valid: Bool[Array, 'n *k'] | None = None,
+    running: bool = False,
+  ) -> Features:
+    width = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, width)
+    bias = self.param('bias', nn.initializers.zeros, width)
+    kept = (
+      self.variable('batch_stats', 'mean', jnp.zeros, width),
+      self.variable('batch_stats', 'var', jnp.ones, width),
+    )
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    row = lambda x: x[None, None, None]
+    if running:
+      mean, variance = (row(statistic.value) for statistic in kept)
+    else:
+      mean = wide.mean(SPACE, keepdims=True)
+      variance = jnp.square(wide - mean).mean(SPACE, keepdims=True)
+      if self.is_mutable_collection('batch_stats'):
+        pixels = x.shape[1] * x.shape[2]
+        unbiased = variance * (pixels / max(pixels - 1, 1))
+        self._learn(kept, (mean, unbiased), valid)
+    factor = jax.lax.rsqrt(variance + self.epsilon) * row(scale)
+    return ((wide - mean) * factor + row(bias)).astype(x.dtype)
+
+  def _learn(self, kept, found, valid) -> None:
+    """A batch of n images in turns of k is k batches, one after the other."""
+    if self.is_initializing():
+      return
+    for statistic, new in zip(kept, found, strict=True):
+      new = jax.lax.stop_gradient(new[:, 0, 0])
+      weight = jnp.ones((len(new), 1)) if valid is None else valid
+      weight = weight.reshape(len(weight), -1).astype(new.dtype)
+      new = new.reshape(*weight.shape, -1)
+      total = jnp.maximum(weight.sum(0), 1)
+      means = (new * weight[..., None]).sum(0) / total[:, None]
+      for mean in means:
+        statistic.value += self.momentum * (mean - statistic.value)
+
+
 class Moments(NamedTuple):
   """Of each channel of a batch, and of how many pixels they are."""
 

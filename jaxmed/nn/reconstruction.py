@@ -34,14 +34,15 @@ class Comparison:
     info: Info,
     dtype: jnp.dtype | None = None,
     own: Iterable[str] = (),
+    own_maps: Iterable[str] = (),
   ):
-    """`own` are scores that the method makes itself."""
-    method, own = config.method, tuple(own)
+    """`own` and `own_maps` are what the method makes itself."""
+    method, own, own_maps = config.method, tuple(own), tuple(own_maps)
     self._names = tuple(n for n in config.score.names if n not in own)
-    self._maps = tuple(config.score.maps)
+    self._maps = tuple(n for n in config.score.maps if n not in own_maps)
     for kind, asked, known in (
       ('score', self._names, (*own, *SCORES)),
-      ('map', self._maps, MAPS),
+      ('map', self._maps, (*own_maps, *MAPS)),
     ):
       for name in asked:
         if name not in (*known, PART):

@@ -22,14 +22,11 @@ from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images, PyTree, RandomKey, State
 from jaxmed.nn.norms import BatchNorm
 from jaxmed.nn.staged import wide
-from jaxmed.nn.torchlike import HE
+from jaxmed.nn.torchlike import HE, LEFT_ALONE
 from jaxmed.nn.trunk import trunk
 from jaxmed.ops.convolve import convolve
 from jaxmed.weights.names import TORCH, Table
 
-# PyTorch's of a layer that nobody initialises; its authors left the transposed
-# convolutions so. The fan is that of torch's order of axes, which is ours.
-LEFT_ALONE = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 Stages = Sequence[Float[Array, 'b _h _w _c']]  # The finest first.
 Valid = Bool[Array, 'b'] | None
 

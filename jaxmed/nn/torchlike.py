@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 
 # As ResNet and VGG are initialised: variances are kept on the way back.
 HE = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# PyTorch's of a layer that nobody initialises. Of transposed convolutions the
+# fan is that of torch's order of axes, which is ours.
+LEFT_ALONE = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 class NothingLeft(Exception):
