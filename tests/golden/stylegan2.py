@@ -118,15 +118,25 @@ def _filled(gan, weights) -> State:
   return State(**from_foreign(networks.TABLE, of_networks, target))
 
 
+def _quickly(function, *arguments):
+  """Compiled as little as can be: each is run but once."""
+  lowered = jax.jit(function).lower(*arguments)
+  return lowered.compile({'xla_backend_optimization_level': 0})(*arguments)
+
+
 def _filters(manifest, given):
-  x, odd = given['fir_x'], given['fir_kernel']
+  odd = given['fir_kernel']
   kernel = fir.outer(tuple(manifest['hyperparameters']['blur_kernel']))
-  found = {
-    name: fir.upfirdn(x, gain * kernel, **how)
-    for name, (gain, how) in FILTERS.items()
-  }
-  found |= {name: fir.upfirdn(x, odd, **how) for name, how in ODD.items()}
-  return {name: _first(y) for name, y in found.items()}
+
+  def run(x):
+    found = {
+      name: fir.upfirdn(x, gain * kernel, **how)
+      for name, (gain, how) in FILTERS.items()
+    }
+    found |= {name: fir.upfirdn(x, odd, **how) for name, how in ODD.items()}
+    return {name: _first(y) for name, y in found.items()}
+
+  return _quickly(run, given['fir_x'])
 
 
 def _layers(weights, given):
@@ -154,7 +164,7 @@ def _layers(weights, given):
       target = jax.eval_shape(layer.init, jax.random.key(0), *inputs)
       params = from_foreign(table, mine, {'p': {'conv': target['params']}})
       params = params['p']['conv']
-      both.append(jax.jit(layer.apply)({'params': params}, *inputs))
+      both.append(_quickly(layer.apply, {'params': params}, *inputs))
     scale = np.abs(both[0]).max()
     np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5 * scale)
     found[name] = _first(both[0])
@@ -171,7 +181,6 @@ def _drawn(gan, state, given, inject):
   fixed = state.batch_stats['generator']
   buffers = tuple(fixed[f'noise_{i}'] for i in range(len(noises)))
 
-  @jax.jit
   def run(params):
     w, other = gan.map(params, given['z']), gan.map(params, given['z2'])
     mean = gan.map(params, given['mean_z']).mean(0)
@@ -201,7 +210,7 @@ def _drawn(gan, state, given, inject):
       **{name: _first(image) for name, image in images.items()},
     }, drawn[1]['intermediates']
 
-  found, layers = run(params)
+  found, layers = _quickly(run, params)
   order = ['conv1', 'to_rgb1']
   for i in range(len(gan.synthesis.widths) - 1):
     order += [f'convs_{2 * i}', f'convs_{2 * i + 1}', f'to_rgbs_{i}']
@@ -212,7 +221,6 @@ def _drawn(gan, state, given, inject):
 def _judged(gan, state, given):
   params, real = state.params['discriminator'], given['real']
 
-  @jax.jit
   def run(params):
     _, kept = gan.discriminator.apply(
       {'params': params},
@@ -226,7 +234,7 @@ def _judged(gan, state, given):
       f'd_real_{n}': gan.judge(params, real[:n])[:, None] for n in (1, 2, 4, 8)
     }, features
 
-  found, features = run(params)
+  found, features = _quickly(run, params)
   return {
     **found,
     'd_features_stats': np.array(_moments(features)),
@@ -255,24 +263,29 @@ def _losses(gan, state, given, manifest):
 
   def step(params):
     image = gan.draw(params, styles(params), noises)
-    return gan.generator_loss(discriminator, image), image
+    loss = gan.generator_loss(discriminator, image)
+    return loss, gan.judge(discriminator, image)[:, None]
 
-  gradient = lambda loss: jax.jit(jax.value_and_grad(loss, has_aux=True))
-  (d_loss, _), d_grads = gradient(
-    lambda p: gan.discriminator_loss(p, real, fake, valid)
-  )(discriminator)
-  (_, penalty), r1_grads = gradient(r1)(discriminator)
-  (g_loss, image), g_grads = gradient(step)(generator)
-  (_, (path_penalty, mean, lengths)), path_grads = gradient(path)(generator)
+  def judged(params):
+    loss, _ = gan.discriminator_loss(params, real, fake, valid)
+    return loss, gan.generator_loss(params, fake)
+
+  gradient = lambda loss, params: _quickly(
+    jax.value_and_grad(loss, has_aux=True), params
+  )
+  (d_loss, g_loss), d_grads = gradient(judged, discriminator)
+  (_, penalty), r1_grads = gradient(r1, discriminator)
+  (step_loss, of_image), g_grads = gradient(step, generator)
+  (_, (path_penalty, mean, lengths)), path_grads = gradient(path, generator)
   rows = lambda part, tree: _rows(manifest, part, tree)
   return {
-    'd_image': gan.judge(discriminator, image)[:, None],
+    'd_image': of_image,
     'd_loss': d_loss,
     'd_loss_grads': rows('discriminator', d_grads),
-    'g_loss': gan.generator_loss(discriminator, fake),
+    'g_loss': g_loss,
     'r1': penalty,
     'r1_grads': rows('discriminator', r1_grads),
-    'g_step_loss': g_loss,
+    'g_step_loss': step_loss,
     'g_step_grads': rows('generator', g_grads),
     'path_penalty': path_penalty,
     'path_mean': mean,
