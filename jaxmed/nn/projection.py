@@ -52,12 +52,13 @@ class Found:
   Attributes:
     free: what is searched for: `w`, and `noise`.
     moments: Adam's.
-    sigma: of the generator's latents.
+    mean, sigma: of the generator's latents.
     target: what `Distance` keeps of the images.
   """
 
   free: dict[str, PyTree]
   moments: PyTree
+  mean: Float[Array, 'd']
   sigma: Float[Array, '']
   target: Any = ()
 
@@ -128,10 +129,15 @@ class Projector:
     self.adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
   def start(
-    self, w: Latents, noise: Noise, sigma: Scalar, target: Any = ()
+    self,
+    w: Latents,
+    noise: Noise,
+    mean: Float[Array, 'd'],
+    sigma: Float[Array, ''],
+    target: Any = (),
   ) -> Found:
     free = {'w': w, 'noise': noise}
-    return Found(free, self.adam.init(free), jnp.asarray(sigma), target)
+    return Found(free, self.adam.init(free), mean, sigma, target)
 
   def rate(self, t: Scalar) -> Float[Array, '']:
     s = self.settings

@@ -30,6 +30,7 @@ from jaxmed.method import Images, RandomKey
 SHIFT = 0.125  # Of the side: the most by whole pixels, the deviation by parts.
 SCALE = 0.2  # Deviation of log2, of both scalings.
 BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.5, 1.0  # Deviations; of log2 but b.
+STEPS = 4  # After which p changes.
 TARGET = 0.6  # Of the mean sign of the discriminator on real images.
 RANGE = 500_000  # Real images in which p goes from 0 to 1 at its fastest.
 MOST = 16  # Draws of either kind that one image's place or colour takes.
@@ -85,6 +86,31 @@ def adapt(
   """
   step = jnp.sign(sign - target) * images / RANGE
   return jnp.clip(p + step, 0.0, 1.0)
+
+
+def fresh() -> dict[str, Float[Array, '']]:
+  """What `follow` keeps: p, and what it has seen since p last changed."""
+  return {name: jnp.zeros(()) for name in ('strength', 'sign', 'steps')}
+
+
+def follow(
+  kept: dict[str, Float[Array, '']],
+  sign: Scalar,
+  batch: int,
+  target: float = TARGET,
+) -> dict[str, Float[Array, '']]:
+  """After a step whose real images had this mean sign D(x).
+
+  p changes every `STEPS` steps, by the mean of their signs.
+  """
+  steps, total = kept['steps'] + 1, kept['sign'] + sign
+  due = steps >= STEPS
+  p = adapt(kept['strength'], total / steps, steps * batch, target)
+  return {
+    'strength': jnp.where(due, p, kept['strength']),
+    'sign': jnp.where(due, 0.0, total),
+    'steps': jnp.where(due, 0.0, steps),
+  }
 
 
 def draw_place(

@@ -39,7 +39,7 @@ def outputs(gan, state, given, manifest):
     row = t, size, *(terms[name][0] for name in names), *sums
     return projector.move(found, gradient, t), jnp.stack(row)
 
-  found, rows = projector.start(mean[None], noise, sigma), []
+  found, rows = projector.start(mean[None], noise, mean, sigma), []
   for number in STEPS:
     drawn = given[f'projector_noise_{number}']
     found, row = step(found, number / sizes['steps'], drawn)

@@ -163,7 +163,7 @@ def _search(projector, w, noise, target, jitters, steps=6):
     )
     return projector.move(found, gradient, t), terms
 
-  found = projector.start(w, noise, 2.0)
+  found = projector.start(w, noise, jnp.zeros(64), jnp.float32(2))
   for number in range(steps):
     found, terms = step(found, number / STEPS, jitters[number])
   return found, terms
