@@ -28,6 +28,8 @@ def paper(config: ConfigDict) -> ConfigDict:
       'group': 4,  # Images that the discriminator compares.
       'form': '',  # Of modulated convolutions: scaled, grouped; '': faster.
       'truncation': 1.0,  # Of samples; below 1: nearer to the mean.
+      'encoder': False,  # Projections start from what one makes of an image.
+      **defaults.LPIPS,
     }
   )
   config.train.batch = 32
@@ -46,12 +48,37 @@ def paper(config: ConfigDict) -> ConfigDict:
       'path_shrink': 2,  # Of the batch, for its memory's sake.
       'average_kimg': 10.0,  # Half-life of the moving average.
       'w_decay': 0.995,
+      'ada': False,  # D sees images changed at random, as often as it needs.
+      'ada_target': 0.6,  # Of the mean sign of D on real images.
+      'encoder_steps': 20_000,  # With model.encoder.
+      'encoder_rate': 1e-3,
     }
   )
   config.train.augment = ('flip',)
   config.train.log_every = 100
-  config.score.names = ('critic',)
-  config.eval.primary = 'critic'
+  config.score.update(
+    {
+      'batch': 16,  # Images that are projected at once.
+      'names': ('lpips', 'ssim', 'residual', 'w_distance', 'critic'),
+      'maps': ('residual',),
+      'space': 'w',  # Or w+: a latent for every layer.
+      'steps': 1000,  # Of an image's projection.
+      'projection': {
+        'loss': 'lpips',  # Or l1, which needs no weights.
+        'pixel': 0.0,  # Weight of mean (x - y)^2 beside it.
+        'noise': 1e5,  # Of what makes noise maps a picture.
+        'optimise_noise': True,  # False: they are drawn, and stay.
+        'rate': 0.1,
+        'rate_up': 0.05,  # Share of the steps in which it rises,
+        'rate_down': 0.25,  # and falls.
+        'jitter': 0.05,  # Of w, in units of sigma,
+        'jitter_until': 0.75,  # until this share of the steps.
+        'samples': 10_000,  # For the mean of w, and sigma.
+      },
+    }
+  )
+  config.model.lpips = 'vgg'
+  config.eval.primary = 'lpips'
   return config
 
 
@@ -68,8 +95,9 @@ def phantom(config: ConfigDict) -> ConfigDict:
   """A narrow network, few steps: three minutes on two cores."""
   config = defaults.phantom(_narrow(paper(config)))
   config.data.resize = 0
+  config.data.test_per_class = 100  # What a search has the time for.
   config.train.update({'batch': 8, 'steps': 300})
-  return config
+  return _by_pixels(config, steps=50)
 
 
 def folder(config: ConfigDict) -> ConfigDict:
@@ -93,7 +121,9 @@ def tiny(config: ConfigDict) -> ConfigDict:
   config.train.update({'batch': 8, 'steps': 6, 'r1_every': 4, 'path_every': 2})
   config.train.augment = ()
   config.train.log_every = 1
-  return config
+  config.score.projection.samples = 100
+  config.score.batch = 8
+  return _by_pixels(config, steps=4)
 
 
 def _narrow(config: ConfigDict) -> ConfigDict:
@@ -110,6 +140,17 @@ def _narrow(config: ConfigDict) -> ConfigDict:
       'log_every': 10,
     }
   )
+  config.model.lpips = 'squeeze'
+  config.score.update({'batch': 32, 'steps': 200})
+  return config
+
+
+def _by_pixels(config: ConfigDict, steps: int) -> ConfigDict:
+  """Projections without LPIPS, for which weights have to be fetched."""
+  config.score.projection.loss = 'l1'
+  config.score.steps = steps
+  config.score.names = ('ssim', 'residual', 'distance', 'w_distance', 'critic')
+  config.eval.primary = 'ssim'
   return config
 
 

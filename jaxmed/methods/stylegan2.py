@@ -24,6 +24,9 @@ layers, another for the others. G's moving average is what is looked at.
 
 score
   critic(x) = -D(x), D alone with x (its group of one has no deviation)
+  the others: of x and the nearest image that G draws, for which w and noise are
+  searched; see jaxmed.nn.projection and projection_search
+With `train.ada`, D sees x and G(w) changed at random; see jaxmed.ops.ada.
 """
 
 import math
@@ -32,7 +35,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jaxmed.errors import UserError, unknown
@@ -51,46 +54,36 @@ from jaxmed.method import (
   Step,
   valid_mean,
 )
+from jaxmed.nn import optimisers
 from jaxmed.nn.fit import fit, start
+from jaxmed.nn.projection_search import Projection
 from jaxmed.nn.stylegan2 import (
   FORMS,
   TABLE,
+  Codes,
   Discriminator,
+  Drawing,
   Mapping,
   Noises,
+  Styles,
   Synthesis,
   form_of,
+  group_of,
   widths_of,
 )
+from jaxmed.ops import ada
 
 OWN = ('critic',)  # Scores of this method.
-Codes = Float[Array, 'b z']  # Of z, or of w.
-Styles = Float[Array, 'b l z']  # A w for every layer.
-# What D sees of images, real or drawn: images, changed as strongly as the
-# state says. D's and G's losses are differentiated through it.
-Augment = Callable[[RandomKey, Images, Float[Array, '']], Images]
-Look = Callable[[Images], Images]
+Look = Callable[[Images], Images]  # Differentiated through.
 
 
-def plainly(key: RandomKey, images: Images, strength: Float[Array, '']):
-  """D sees images as they are."""
-  del key, strength
-  return images
-
-
-class StyleGan2:
+class StyleGan2(Drawing):
   """The networks, their losses and their steps.
 
   Losses take the noise they use, so that they are functions of it.
   """
 
-  def __init__(
-    self,
-    model: ConfigDict,
-    train: ConfigDict,
-    info: Info,
-    augment: Augment = plainly,
-  ):
+  def __init__(self, model: ConfigDict, train: ConfigDict, info: Info):
     height, width, channels = info.image
     if height != width:
       raise UserError(
@@ -104,19 +97,23 @@ class StyleGan2:
     self.form = model.form or form_of(jax.default_backend())
     if self.form not in FORMS:
       raise unknown('form of convolution (model.form)', self.form, FORMS)
-    _check_batch(info.batch, model.group)
+    group_of(info.batch, model.group)  # Or an error.
     dtype = jnp.dtype(train.precision)
     dtype = None if dtype == jnp.float32 else dtype
     widths = tuple(model.widths) or widths_of(height, model.base, model.widest)
-    self.model, self.train, self.augment = model, train, augment
-    self.image, self.z, self.group = info.image, model.w, model.group
-    self.dtype = dtype
-    self.mapping = Mapping(model.w, model.layers, model.mapping_rate)
-    self.synthesis = Synthesis(widths, channels, self.form, dtype)
+    super().__init__(
+      Mapping(model.w, model.layers, model.mapping_rate),
+      Synthesis(widths, channels, self.form, dtype),
+    )
+    self.model, self.train, self.dtype = model, train, dtype
+    self.image, self.group = info.image, model.group
     self.discriminator = Discriminator(widths, dtype)
     self.adams = {
-      'generator': _lazy_adam(train, train.path_every),
-      'discriminator': _lazy_adam(train, train.r1_every),
+      part: optimisers.lazy_adam(train.rate, train.beta1, train.beta2, every)
+      for part, every in (
+        ('generator', train.path_every),
+        ('discriminator', train.r1_every),
+      )
     }
     images = train.average_kimg * 1000
     self.decay = 0.5 ** (info.batch / images) if images else 0.0
@@ -144,44 +141,15 @@ class StyleGan2:
       memory={
         'path': {'mean': jnp.zeros(())},
         'w': {'mean': jnp.zeros(self.z)},
-        'augment': {'strength': jnp.zeros(())},
+        'augment': ada.fresh(),
       },
     )
-
-  # Networks.
-
-  def map(self, params: PyTree, z: Codes) -> Codes:
-    return self.mapping.apply({'params': params['mapping']}, z)
-
-  def each_layer(self, w: Codes) -> Styles:
-    """The same w for every layer."""
-    shape = len(w), self.synthesis.layers, self.z
-    return jnp.broadcast_to(w[:, None], shape)
-
-  def mixed(self, w: Codes, other: Codes, first: Int[Array, '']) -> Styles:
-    """`w` for the first layers, the other for the rest."""
-    number = jnp.arange(self.synthesis.layers)[:, None]
-    return jnp.where(number < first, w[:, None], other[:, None])
-
-  def draw(self, params: PyTree, w: Styles, noises: Noises) -> Images:
-    """Images in about [-1, 1]."""
-    return self.synthesis.apply({'params': params['synthesis']}, w, noises)
 
   def judge(
     self, params: PyTree, x: Images, group: int | None = None
   ) -> Float[Array, 'b']:
     group = self.group if group is None else group
     return self.discriminator.apply({'params': params}, x, group)
-
-  # What is drawn at random.
-
-  def noises(self, key: RandomKey, count: int) -> Noises:
-    sides = self.synthesis.noise_sides
-    keys = jax.random.split(key, len(sides))
-    return tuple(
-      jax.random.normal(key, (count, side, side, 1))
-      for key, side in zip(keys, sides, strict=True)
-    )
 
   def styles(
     self, key: RandomKey, params: PyTree, count: int
@@ -199,8 +167,11 @@ class StyleGan2:
     return self.mixed(w, other, jnp.where(mixing, first, layers)), w
 
   def look(self, key: RandomKey, state: State) -> Look:
+    """What D sees of images, real or drawn."""
+    if not self.train.ada:
+      return lambda images: images
     strength = state.memory['augment']['strength']
-    return lambda images: self.augment(key, images, strength)
+    return lambda images: ada.augment(images, key, strength)
 
   # Losses.
 
@@ -212,6 +183,7 @@ class StyleGan2:
     scalars = {
       'discriminator/real': valid_mean(of_real, valid),
       'discriminator/fake': of_fake.mean(),
+      'discriminator/sign': valid_mean(jnp.sign(of_real), valid),
     }
     return loss, scalars
 
@@ -308,6 +280,16 @@ class StyleGan2:
     state = state.put(memory={'path': {'mean': aux['path/mean']}})
     return state, {**_of(scalars, part, 'path'), **aux}
 
+  def adapted(self, state: State, sign: Float[Array, ''], count: int):
+    """The state that changes as much of what D sees as D has earned."""
+    if not self.train.ada:
+      return state, {}
+    kept = ada.follow(
+      state.memory['augment'], sign, count, self.train.ada_target
+    )
+    scalars = {'augment/strength': kept['strength']}
+    return state.put(memory={'augment': kept}), scalars
+
   def averaged(self, state: State) -> State:
     """The state whose moving average has taken G in."""
     average = optax.incremental_update(
@@ -323,15 +305,15 @@ class StyleGan2:
 
 def build(config: ConfigDict, info: Info) -> Method:
   gan = StyleGan2(config.model, config.train, info)
-  for name in config.score.names:
-    if name not in OWN:
-      raise unknown('score of stylegan2', name, OWN)
+  projection = Projection(gan, config, info, OWN)
 
-  def score(state: State, batch: Batch, rng: RandomKey) -> Score:
+  def score(state: State, batch: Batch, rng: RandomKey, *found) -> Score:
     del rng
     x = _signed(batch.unit)
     own = {'critic': -gan.judge(state.params['discriminator'], x, group=1)}
-    return Score({name: own[name] for name in config.score.names})
+    score = projection.scores(state, batch, *found) if found else Score({})
+    named = own | score.image
+    return score.replace(image={n: named[n] for n in config.score.names})
 
   def sample(state: State, rng: RandomKey, count: int) -> Images:
     keys = jax.random.split(rng)
@@ -348,7 +330,14 @@ def build(config: ConfigDict, info: Info) -> Method:
     steps=config.train.steps,
     every=_lazy(gan, info.batch),
   )
-  return Method((phase,), score, sample=sample, table=TABLE)
+  return Method(
+    (phase, *projection.phases),
+    score,
+    search=projection.search,
+    needs=projection.needs,
+    sample=sample,
+    table=TABLE,
+  )
 
 
 def step_of(
@@ -360,6 +349,8 @@ def step_of(
     batch, keys = batches['normal'], jax.random.split(rng, 4)
     real = _signed(batch.unit), batch.valid
     state, scalars = gan.discriminator_step(keys[0], state, *real)
+    state, more = gan.adapted(state, scalars['discriminator/sign'], count)
+    scalars |= more
     if r1:
       state, more = gan.r1_step(keys[1], state, *real)
       scalars |= more
@@ -385,24 +376,6 @@ def _lazy(gan: StyleGan2, count: int) -> dict[int, Step]:
   if r1 and path:
     every[math.lcm(r1, path)] = step_of(gan, count, r1=True, path=True)
   return every
-
-
-def _lazy_adam(train, every: int) -> optax.GradientTransformation:
-  """`every`: 0 where nothing is lazy."""
-  share = every / (every + 1) if every else 1.0
-  return optax.adam(
-    train.rate * share, b1=train.beta1**share, b2=train.beta2**share, eps=1e-8
-  )
-
-
-def _check_batch(batch: int, group: int) -> None:
-  size = min(group, batch)
-  if batch % size:
-    raise UserError(
-      f'A batch of {batch} does not divide into groups of {size}, in which'
-      ' the discriminator compares images; set --config.train.batch to a'
-      f' multiple of {size}, or --config.model.group.'
-    )
 
 
 def _of(scalars: Scalars, part: str, term: str) -> Scalars:

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxmed.errors import UserError
+from jaxmed.method import Images, PyTree, RandomKey
 from jaxmed.nn.equalised import Conv, Dense, leaky, normal
 from jaxmed.ops import fir
 from jaxmed.ops.convolve import convolve, transposed
@@ -28,6 +29,8 @@ HEAD = 4  # Side of the first map, px.
 EPSILON = 1e-8
 FORMS = ('scaled', 'grouped')
 Map = Float[Array, 'b h w c']
+Codes = Float[Array, 'b z']  # Of z, or of w.
+Styles = Float[Array, 'b l z']  # A w for every layer.
 Noises = Sequence[Float[Array, '#b h w 1']]
 
 # (1, out, in, k, k), which the convention has made (in, k, k, out, 1).
@@ -77,6 +80,7 @@ TABLE = Table(
     ('d.final_conv.0.weight', f'{_JUDGED}/final_conv/kernel'),
     ('d.final_conv.1.bias', f'{_JUDGED}/final_conv/bias'),
     ('d.final_linear.{i}.{leaf}', f'{_JUDGED}/final_linear_{{i}}/{{leaf}}'),
+    ('encoder.{layer}.{leaf}', 'encoder/{layer}/{leaf}'),  # Ours alone.
   ),
   # Filters, which are fixed; and what training alone needs.
   ignore=(r'(.*\.)?kernel', r'(g_ema|g_optim|d_optim|args)\..*', 'latent_avg'),
@@ -255,6 +259,39 @@ class Synthesis(nn.Module):
     return image
 
 
+class Drawing:
+  """What a mapping and a synthesis network do together."""
+
+  def __init__(self, mapping: Mapping, synthesis: Synthesis):
+    self.mapping, self.synthesis = mapping, synthesis
+    self.z = mapping.width
+
+  def map(self, params: PyTree, z: Codes) -> Codes:
+    return self.mapping.apply({'params': params['mapping']}, z)
+
+  def each_layer(self, w: Codes) -> Styles:
+    """The same w for every layer."""
+    shape = len(w), self.synthesis.layers, self.z
+    return jnp.broadcast_to(w[:, None], shape)
+
+  def mixed(self, w: Codes, other: Codes, first: Int[Array, '']) -> Styles:
+    """`w` for the first layers, the other for the rest."""
+    number = jnp.arange(self.synthesis.layers)[:, None]
+    return jnp.where(number < first, w[:, None], other[:, None])
+
+  def draw(self, params: PyTree, w: Styles, noises: Noises) -> Images:
+    """Images in about [-1, 1]."""
+    return self.synthesis.apply({'params': params['synthesis']}, w, noises)
+
+  def noises(self, key: RandomKey, count: int) -> Noises:
+    sides = self.synthesis.noise_sides
+    keys = jax.random.split(key, len(sides))
+    return tuple(
+      jax.random.normal(key, (count, side, side, 1))
+      for key, side in zip(keys, sides, strict=True)
+    )
+
+
 class Residual(nn.Module):
   """Two convolutions, which halve, and a shortcut."""
 
@@ -273,19 +310,25 @@ class Residual(nn.Module):
     return (x + short) / math.sqrt(2)
 
 
+def group_of(batch: int, group: int) -> int:
+  """How many images are compared with one another."""
+  size = min(group, batch)
+  if batch % size:
+    raise UserError(
+      f'A batch of {batch} does not divide into groups of {size}, in which'
+      ' the discriminator compares images; set --config.train.batch to a'
+      f' multiple of {size}, or --config.model.group.'
+    )
+  return size
+
+
 def deviation(x: Map, group: int) -> Float[Array, 'b']:
   """Of each image: how much the images of its group differ, on the average.
 
   Image j is in a group with j + b/n, j + 2 b/n ..., of n = min(group, b). All
   is said of the whole batch, so its devices' number changes nothing.
   """
-  size = min(group, len(x))
-  if len(x) % size:
-    raise UserError(
-      f'A batch of {len(x)} does not divide into groups of {size}, in which'
-      ' the discriminator compares images; set --config.train.batch to a'
-      f' multiple of {size}, or --config.model.group.'
-    )
+  size = group_of(len(x), group)
   grouped = x.reshape(size, len(x) // size, *x.shape[1:])
   grouped = _at_least_float32(grouped)
   deviations = jnp.sqrt(jnp.var(grouped, axis=0) + EPSILON)
