@@ -10,11 +10,13 @@ import dataclasses
 import functools
 import os
 import pathlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float
 from orbax.checkpoint import v1 as ocp
 
@@ -26,6 +28,7 @@ from jaxmed.pipeline import Cohort, open_cohort, read_batch, stain
 from jaxmed.training import loop, sharding
 
 Named = dict[str, np.ndarray]
+SEARCH_SECONDS = 10.0  # Between lines that say how quick a search is.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,9 +258,22 @@ class Run:
   def _search(self, batch: Batch):
     """Stepped from here, so that the step is compiled once."""
     init, step = self._searching
+    steps, began = self.method.search.steps, time.monotonic()
     found = init(self._key, self.state, batch)
-    for number in range(self.method.search.steps):
+    for number in range(steps):
       found = step(self._key, self.state, batch, found, jnp.int32(number))
+    jax.block_until_ready(found)
+    seconds = time.monotonic() - began
+    images = int((np.asarray(batch.row) >= 0).sum())
+    logging.log_every_n_seconds(
+      logging.INFO,
+      'Search: %d images, %d steps in %.1f s; %.1f images a minute.',
+      SEARCH_SECONDS,
+      images,
+      steps,
+      seconds,
+      60 * images / seconds,
+    )
     return (found,)
 
   @functools.cached_property
@@ -267,8 +283,17 @@ class Run:
 
   @functools.cached_property
   def _searching(self):
-    search = self.method.search
-    return jax.jit(search.init), jax.jit(search.step, donate_argnums=3)
+    """What has an entry for each image stays where the image is."""
+    search, rows = self.method.search, self.rows_sharding
+    shapes = learn.found_shapes(self.method, self.state, self.info, self.batch)
+    whole = sharding.replicated(rows.mesh)
+    places = jax.tree.map(
+      lambda leaf: rows if leaf.shape[:1] == (self.batch,) else whole, shapes
+    )
+    return (
+      jax.jit(search.init, out_shardings=places),
+      jax.jit(search.step, donate_argnums=3, out_shardings=places),
+    )
 
   def _compile(self, maps: tuple[str, ...], panels: bool):
     """Only what is wanted is computed."""

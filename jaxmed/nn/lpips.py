@@ -86,6 +86,19 @@ class Lpips(nn.Module):
       )
     ]
 
+  def kept(self, images: Images) -> list[Float[Array, 'b _h _w _c']]:
+    """u_l: what `against` needs of images that stay the same."""
+    return [_unit(feature) for feature in self.features(images).values()]
+
+  def against(self, kept, y: Images) -> Float[Array, 'b']:
+    """d of images whose `kept` is given, which are not seen again."""
+    total = 0
+    for i, (ours, theirs) in enumerate(zip(kept, self.kept(y), strict=True)):
+      head = self.weights[i][None, None, None] if self.heads else 1.0
+      squares = jnp.square(ours - theirs) * head
+      total = total + squares.sum(axis=-1).mean(axis=(1, 2))
+    return total
+
   def features(self, images: Images) -> dict[str, Float[Array, 'b _h _w _c']]:
     """f_l, in float32."""
     rgb = jnp.broadcast_to(images, (*images.shape[:-1], 3))

@@ -1,4 +1,4 @@
-"""Optimisers as TensorFlow 1 has them, for methods whose originals used it."""
+"""Optimisers as the originals have them: TensorFlow 1's, and a lazy one."""
 
 from typing import NamedTuple
 
@@ -53,3 +53,15 @@ def rmsprop(
   return optax.rmsprop(
     rate, decay=decay, eps=epsilon, initial_scale=1.0, eps_in_sqrt=True
   )
+
+
+def lazy_adam(
+  rate: float, beta1: float, beta2: float, every: int
+) -> optax.GradientTransformation:
+  """Adam for a loss of which a term is added every so many steps, or never (0).
+
+  That makes every + 1 updates where there were `every`; so the rate is scaled
+  by c = every / (every + 1), and the betas are raised to it (StyleGAN2).
+  """
+  share = every / (every + 1) if every else 1.0
+  return optax.adam(rate * share, b1=beta1**share, b2=beta2**share, eps=1e-8)
