@@ -248,6 +248,7 @@ def test_a_generator_is_looked_at_and_chosen_by_fid(selected):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_the_chosen_state_becomes_final(selected):
   """And was trained on: the generator is that of its step."""
   (kept,) = (selected / 'chosen').iterdir()
