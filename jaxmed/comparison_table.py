@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from jaxmed.report import words
 from jaxmed.report.load import Run
 
-COMPARED = ('auroc', 'ap', 'slide_auroc')
 METRICS = (
   'auroc',
   'ap',

@@ -63,7 +63,7 @@ def sweep(
     against: what the methods are compared with; see `comparison.compare`.
 
   Returns what is to be told, and the exit code: 1 if a run has failed or has
-  slides without a score.
+  slides without a score, or if the runs do not compare.
   """
   folder = pathlib.Path(folder).absolute()
   planned = plan(given, fields)
@@ -82,18 +82,27 @@ def sweep(
   failed = [one for one in outcomes if one.reason]
   for one in failed:
     logging.error('%s failed: %s', one.name, one.reason)
-  lines = []
-  if len(finished) > 1:
-    lines = [comparison.compare(finished, folder, against)]
-    lines.append(f'Comparison: {folder / "comparison.html"}')
+  lines, compared = _compare(finished, folder, against)
   lines.append(f'{len(finished)} of {len(planned)} runs are finished.')
-  if len(finished) < 2:
-    lines[-1] += ' A comparison needs two.'
   lines += [f'Failed: {one.name}: {one.reason}' for one in failed]
   unscored = sum(score_slides.unscored(one) for one in finished)
   if unscored:
     lines.append(f'{unscored} slides have no score; the reports say why.')
-  return '\n'.join(lines), 1 if failed or unscored else 0
+  whole = compared and not failed and not unscored
+  return '\n'.join(lines), 0 if whole else 1
+
+
+def _compare(
+  finished: Sequence[pathlib.Path], folder: pathlib.Path, against: str
+) -> tuple[list[str], bool]:
+  """The table, or why there is none, and whether that is as it should be."""
+  if len(finished) < 2:
+    return ['No comparison: it needs two finished runs.'], bool(finished)
+  try:
+    table = comparison.compare(finished, folder, against)
+  except UserError as error:
+    return [f'No comparison: {error}'], False
+  return [table, f'Comparison: {folder / "comparison.html"}'], True
 
 
 def plan(given: Sequence[Given], fields: Sequence[str] = ()) -> list[Planned]:
@@ -254,7 +263,10 @@ def _is_finished(run: Planned, folder: pathlib.Path) -> bool:
   """Whether all is there, and of this config."""
   if not all((folder / n).exists() for n in ('config.json', 'report.html')):
     return False
-  before = workdir.read_json(folder / 'config.json')
+  try:
+    before = workdir.read_json(folder / 'config.json')
+  except UserError:  # The launch will say it.
+    return False
   before.pop('changed', None)
   return not workdir.differences(before, workdir.plain_config(run.config))
 

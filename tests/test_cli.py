@@ -271,6 +271,8 @@ def test_tissue_that_cannot_be_shown(slide, tmp_path, capsys):
     (['score'], 'validation normals'),
     (['evaluate'], '--resamples N'),
     (['report'], 'report.html'),
+    (['compare'], 'comparison.csv'),
+    (['sweep'], '--seeds N,N,...'),
     (['stain'], 'haematoxylin'),
     (['doctor'], 'codecs'),
     (['weights', 'import'], '--network NETWORK'),

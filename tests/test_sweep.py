@@ -11,8 +11,9 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from jaxmed import cli, command, launch, sweep
+from jaxmed import cli, command, launch, sweep, workdir
 from jaxmed.errors import UserError
+from tests.report.fabricate import fabricate
 from tests.report.page import Page
 from tests.report.test_write_report import check
 from tests.test_command import pictures
@@ -120,6 +121,37 @@ def test_one_fails_the_others_are_compared_and_a_second_call_goes_on(
   assert cli.main(argv) == 1
   assert launches == [names[1]]
   assert '3 of 4 runs are finished.' in capsys.readouterr().out
+
+
+def test_runs_that_do_not_compare_are_still_made(tmp_path, monkeypatch):
+  """Two test sets, of fabricated runs in place of launches."""
+
+  def fake(argv, folder, log):
+    config = command.parse_launch(('launch', *argv), '').config
+    fabricate(folder, patches=10, slides=4, side=16)
+    plain = workdir.plain_config(config)
+    (folder / 'config.json').write_text(json.dumps(plain))
+    (folder / 'report.html').touch()
+    record = json.loads((folder / 'provenance.json').read_text())
+    record['data']['fingerprint'] = folder.name
+    (folder / 'provenance.json').write_text(json.dumps(record))
+    (folder / 'slides.parquet').unlink()  # One of them has no score.
+    if config.seed:
+      table = pq.read_table(folder / 'scores.parquet')
+      table = table.drop_columns(['trivial.contrast'])
+      pq.write_table(table, folder / 'scores.parquet')
+    return 0
+
+  monkeypatch.setattr(sweep, '_launch', fake)
+  given = [('munit:tiny', {'seed': seed}) for seed in (0, 1)]
+  text, code = sweep.sweep(given, tmp_path)
+  assert code == 1 and '2 of 2 runs are finished.' in text
+  assert 'No comparison: ' in text and 'on the same images' in text
+  text, code = sweep.sweep(given[:1], tmp_path)
+  assert code == 0 and 'needs two finished runs' in text
+  (tmp_path / 'munit-tiny-seed0/config.json').write_text('{')
+  text, code = sweep.sweep(given[:1], tmp_path)  # It is made again.
+  assert code == 0 and '1 of 1 runs' in text
 
 
 def test_files_of_sweeps_are_read(tmp_path):
@@ -233,7 +265,7 @@ def test_seeds_are_given_once(capsys):
 def test_whole_jobs_stopped_and_gone_on_with(environment, tmp_path):
   out = tmp_path / 'out'
   words = [sys.executable, '-m', 'jaxmed.cli', 'sweep', f'--workdir={out}']
-  words += ['--config=patchcore:tiny', '--config=padim:tiny', '--seeds=0,1']
+  words += ['--config=patchcore:tiny', '--seeds=0,1']
   first, second = (out / f'patchcore-tiny-seed{seed}' for seed in (0, 1))
   process = subprocess.Popen(
     words, env=environment, stderr=subprocess.PIPE, text=True
@@ -255,7 +287,7 @@ def test_whole_jobs_stopped_and_gone_on_with(environment, tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'patchcore-tiny-seed0, is finished already' in done.stderr
   assert (first / 'report.html').stat().st_mtime_ns == before
-  assert '4 of 4 runs are finished.' in done.stdout
+  assert '2 of 2 runs are finished.' in done.stdout
   assert 'PatchCore (2 seeds)' in done.stdout
   keys = [
     [row['n'] for row in json.loads((f / 'results.json').read_text())['counts']]

@@ -50,3 +50,12 @@ def test_the_rest():
   assert words.text({'a': None, 'b': [1, 2.5]}) == 'a: –, b: 1, 2.5'
   assert words.text(float('nan')) == words.DASH
   assert words.text(True) == 'yes' and words.text([]) == words.DASH
+
+
+def test_p_values_and_sizes():
+  assert words.p_value(0.0499) == '0.050'
+  assert words.p_value(0.0004) == '< 0.001'
+  assert words.p_value(1.0) == '1.000'
+  assert words.size(1_240_000_000) == '1.2 GB'
+  assert words.size(840_000_000) == '840 MB'
+  assert words.p_value(None) == words.size(float('nan')) == words.DASH
