@@ -56,6 +56,7 @@ from jaxmed.method import (
 )
 from jaxmed.nn.fit import fit, start
 from jaxmed.nn.munit import STYLE_DOWN, Discriminator, Generator, Style
+from jaxmed.nn.pairs import pair, unpair
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.nn.trunk import NETWORKS
 from jaxmed.nn.vgg_loss import INPUTS, LEAST, STAGE, VggLoss
@@ -151,11 +152,11 @@ class Munit:
     losses = {}
     for d, other in OTHER.items():
       fake = self.decode(generators, d, contents[other], styles[d])
-      both = _pair(jax.lax.stop_gradient(fake), x[d])
+      both = pair(jax.lax.stop_gradient(fake), x[d])
       losses[f'discriminator/{d}'] = sum(
         valid_mean(jnp.square(fake), valid[other])
         + valid_mean(jnp.square(real - 1), valid[d])
-        for fake, real in map(_unpair, self.judge(params, d, both))
+        for fake, real in map(unpair, self.judge(params, d, both))
       )
     return sum(losses.values()), losses
 
@@ -170,12 +171,12 @@ class Munit:
     contents = {d: self.content(params, d, x[d]) for d in OTHER}
     own = {d: self.style(params, d, x[d]) for d in OTHER}
     decoded = {
-      d: _unpair(
+      d: unpair(
         self.decode(
           params,
           d,
-          _pair(contents[d], contents[other]),
-          _pair(own[d], styles[d]),
+          pair(contents[d], contents[other]),
+          pair(own[d], styles[d]),
         )
       )
       for d, other in OTHER.items()
@@ -199,8 +200,8 @@ class Munit:
         cycle = self.decode(params, d, again[other], own[d])
         terms[f'cycle/{d}'] = _distance(cycle, x[d], valid[d])
       if self.weights.vgg:
-        pair = (crossed[d] + 1) / 2, (x[other] + 1) / 2
-        lost = self.vgg_loss.apply(vgg, *pair)
+        seen = (crossed[d] + 1) / 2, (x[other] + 1) / 2
+        lost = self.vgg_loss.apply(vgg, *seen)
         terms[f'vgg/{d}'] = valid_mean(lost, valid[other])
     return terms
 
@@ -396,16 +397,6 @@ def _distance(x: Array, y: Array, valid: Array) -> Float[Array, '']:
   """Mean absolute difference, in float32 at least."""
   wide = jnp.promote_types(x.dtype, jnp.float32)
   return valid_mean(jnp.abs(x.astype(wide) - y.astype(wide)), valid)
-
-
-def _pair(x: Array, y: Array) -> Array:
-  """Both, in turns: so every device keeps the examples it has."""
-  return jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])
-
-
-def _unpair(pairs: Array) -> tuple[Array, Array]:
-  split = pairs.reshape(-1, 2, *pairs.shape[1:])
-  return split[:, 0], split[:, 1]
 
 
 def _check(config: ConfigDict, info: Info):
