@@ -200,8 +200,8 @@ class Munit:
         cycle = self.decode(params, d, again[other], own[d])
         terms[f'cycle/{d}'] = _distance(cycle, x[d], valid[d])
       if self.weights.vgg:
-        both = (crossed[d] + 1) / 2, (x[other] + 1) / 2
-        lost = self.vgg_loss.apply(vgg, *both)
+        seen = (crossed[d] + 1) / 2, (x[other] + 1) / 2
+        lost = self.vgg_loss.apply(vgg, *seen)
         terms[f'vgg/{d}'] = valid_mean(lost, valid[other])
     return terms
 

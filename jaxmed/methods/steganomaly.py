@@ -50,7 +50,10 @@ def make_bridge(model: ConfigDict) -> Bridge:
   """What images of b pass on their way to a."""
 
   def noise(keys: Keys, x: Images) -> Images:
-    draw = lambda key: jax.random.normal(key, x.shape[1:], x.dtype)
+    def draw(key):
+      *_, key = jax.random.split(key, 3)  # The others are the history's.
+      return jax.random.normal(key, x.shape[1:], x.dtype)
+
     return x + model.noise * jax.vmap(draw)(keys)
 
   return {

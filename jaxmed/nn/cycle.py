@@ -32,6 +32,7 @@ from jaxmed.method import (
 from jaxmed.nn.cyclegan import DOWN, Discriminator, Generator, least
 from jaxmed.nn.fit import fit, start
 from jaxmed.nn.history import History
+from jaxmed.nn.pairs import pair, unpair
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TORCH, Table
 
@@ -116,8 +117,7 @@ class Cycle:
     for d, other in OTHER.items():
       leaving = self._leaving(d, keys[other], x[other])
       if self.weights['identity']:
-        pair = self.make(params, d, _pair(leaving, x[d]))
-        made[d], same = _unpair(pair)
+        made[d], same = unpair(self.make(params, d, pair(leaving, x[d])))
         terms[f'identity/{d}'] = _distance(same, x[d], valid[d])
       else:
         made[d] = self.make(params, d, leaving)
@@ -141,7 +141,7 @@ class Cycle:
     """Equation 4, of both domains; and each domain's."""
     losses = {}
     for d, other in OTHER.items():
-      fake, real = _unpair(self.judge(params, d, _pair(shown[d], x[d])))
+      fake, real = unpair(self.judge(params, d, pair(shown[d], x[d])))
       losses[f'discriminator/{d}'] = 0.5 * (
         valid_mean(self.gan(fake, 0.0), valid[other])
         + valid_mean(self.gan(real, 1.0), valid[d])
@@ -196,7 +196,7 @@ def make_method(
 
   `views` say, by cohort, as what its images in [0, 1] are learned.
   """
-  check(config, info)
+  _check(config, info)
   views = views or {}
   dtype = jnp.bfloat16 if config.train.precision == 'bfloat16' else None
   cycle = Cycle(
@@ -321,7 +321,7 @@ def names(model: ConfigDict) -> Table:
   return Table(TORCH, tuple(rows), (r'net.*\.running_(mean|var)',))
 
 
-def check(config: ConfigDict, info: Info) -> None:
+def _check(config: ConfigDict, info: Info) -> None:
   """What must hold of sizes and choices, in words, before tracing fails."""
   method, model, train = config.method, config.model, config.train
   for kind, found, known in (
@@ -361,13 +361,3 @@ def check(config: ConfigDict, info: Info) -> None:
 
 def _distance(x: Array, y: Array, valid: Array) -> Float[Array, '']:
   return valid_mean(jnp.abs(x - y), valid)
-
-
-def _pair(x: Array, y: Array) -> Array:
-  """Both, in turns: so every device keeps the examples it has."""
-  return jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])
-
-
-def _unpair(pairs: Array) -> tuple[Array, Array]:
-  split = pairs.reshape(-1, 2, *pairs.shape[1:])
-  return split[:, 0], split[:, 1]

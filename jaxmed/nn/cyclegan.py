@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxmed.nn.munit import NORMAL, reflect
 from jaxmed.nn.norms import instance_norm
+from jaxmed.nn.staged import wide
 from jaxmed.nn.torchlike import convolution
 
 DOWN = 2  # Halvings, and doublings, of the generator.
@@ -54,7 +55,7 @@ class Generator(nn.Module):
       )
       x = nn.relu(instance_norm(up(x)))
     x = conv(self.channels, 7, 1, 0, name='conv_out')(reflect(x, 3))
-    return jnp.tanh(_at_least_float32(x))
+    return jnp.tanh(wide(x))
 
 
 class ResidualBlock(nn.Module):
@@ -84,7 +85,7 @@ class Discriminator(nn.Module):
       x = _conv(features, 4, stride, 1, self.dtype, f'conv_{i}')(x)
       x = nn.leaky_relu(instance_norm(x) if i else x, 0.2)
     x = _conv(1, 4, 1, 1, self.dtype, 'head')(x)
-    return _at_least_float32(x)
+    return wide(x)
 
 
 def least(layers: int) -> int:
@@ -103,7 +104,3 @@ def _conv(features, window, stride, pad, dtype, name):
     kernel_init=NORMAL,
     name=name,
   )
-
-
-def _at_least_float32(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxmed.nn.munit import NORMAL
 from jaxmed.nn.norms import BatchNorm
+from jaxmed.nn.staged import wide
 from jaxmed.nn.torchlike import convolution
 
 HEAD = 4  # Side of the smallest map, px.
@@ -38,7 +39,7 @@ class Generator(nn.Module):
       norm = BatchNorm(scale_init=_scales_init, name=f'norm_{i}')
       x = nn.relu(norm(x, train))
     x = _grow(self.channels, True, self.dtype, 'up_out')(x)
-    return jnp.tanh(_at_least_float32(x))
+    return jnp.tanh(wide(x))
 
 
 class Discriminator(nn.Module):
@@ -65,7 +66,7 @@ class Discriminator(nn.Module):
       x = nn.leaky_relu(x, 0.2)
     logit = _convolution(1, 1, 0, self.dtype, 'head')(x)[:, 0, 0, 0]
     features = x.reshape(len(x), -1)
-    return _at_least_float32(logit), _at_least_float32(features)
+    return wide(logit), wide(features)
 
 
 def _grow(features, doubles, dtype, name):
@@ -88,7 +89,3 @@ def _convolution(features, stride, pad, dtype, name):
   return convolution(
     features, HEAD, stride, pad, dtype=dtype, kernel_init=NORMAL, name=name
   )
-
-
-def _at_least_float32(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
