@@ -229,7 +229,7 @@ def test_a_step_takes_a_batch_for_each_critic(critics):
     'mask': SHAPE[:3],
     'squared': SHAPE[:3],
   }
-  assert score.panels['where'].shape == (*SHAPE[:3], 1)
+  assert score.panels['changed'].shape == (*SHAPE[:3], 1)
   assert score.panels['reconstruction'].shape == SHAPE
 
 
