@@ -300,7 +300,7 @@ def build(config: ConfigDict, info: Info) -> Method:
       {
         'reconstruction': healthy,
         'generated': (view.image + 1) / 2,
-        'where': mask,
+        'changed': mask,
       },
     )
 

@@ -104,3 +104,51 @@ def test_batch_norm_of_one_value_and_in_bfloat16():
   assert y.dtype == jnp.bfloat16 and statistics['mean'].dtype == jnp.float32
   (exact, _), _ = batch_norm(x.astype(jnp.float32))
   np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.05)
+
+
+def _tracked(x, state, **given):
+  return norms.InstanceNorm().apply(state, x, mutable=['batch_stats'], **given)
+
+
+def test_instance_norm_keeps_pytorchs_statistics_and_can_use_them():
+  torch = pytest.importorskip('torch')
+  theirs = torch.nn.InstanceNorm2d(3, affine=True, track_running_stats=True)
+  with torch.no_grad():
+    theirs.weight[:] = torch.tensor([0.5, 2.0, -1.0])
+    theirs.bias[:] = torch.tensor([1.0, 0.0, 3.0])
+  state = {
+    'params': {
+      'scale': theirs.weight.detach().numpy(),
+      'bias': theirs.bias.detach().numpy(),
+    },
+    'batch_stats': {'mean': np.zeros(3), 'var': np.ones(3)},
+  }
+  nchw = lambda x: torch.tensor(x.transpose(0, 3, 1, 2))
+  nhwc = lambda x: x.detach().numpy().transpose(0, 2, 3, 1)
+  for x in (images(), images()[::-1].copy() ** 2):
+    y, after = _tracked(x, state)
+    np.testing.assert_allclose(y, nhwc(theirs(nchw(x))), atol=1e-5)
+    state |= after
+  kept = state['batch_stats']
+  np.testing.assert_allclose(kept['mean'], theirs.running_mean, rtol=1e-5)
+  np.testing.assert_allclose(kept['var'], theirs.running_var, rtol=1e-5)
+  fixed = norms.InstanceNorm().apply(state, x, running=True)
+  np.testing.assert_allclose(fixed, nhwc(theirs.eval()(nchw(x))), atol=1e-4)
+
+
+def test_statistics_leave_out_padding_and_take_turns():
+  x = images()
+  layer = norms.InstanceNorm()
+  state = layer.init(jax.random.key(0), x)
+  alone, first = _tracked(x[:1], state)
+  y, padded = _tracked(x, state, valid=np.array([True, False]))
+  np.testing.assert_allclose(y[:1], alone, atol=1e-6)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)
+  jax.tree.map(close, first, padded)
+  _, second = _tracked(x[1:], state | first)
+  _, turns = _tracked(x, state, valid=np.ones((1, 2), bool))
+  jax.tree.map(close, second, turns)
+  assert not np.allclose(
+    turns['batch_stats']['mean'],
+    _tracked(x, state)[1]['batch_stats']['mean'],
+  )

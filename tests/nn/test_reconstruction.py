@@ -64,3 +64,11 @@ def test_what_is_not_known_lists_the_methods_own():
 def test_small_images_are_refused_before_anything_is_trained():
   with pytest.raises(UserError, match='images of 17 px at least'):
     Comparison(config(), Info((16, 16, 3), 2, {}))
+
+
+def test_a_methods_own_maps_are_left_to_it():
+  given = config(('l1',), ('residual', 'mask'))
+  _, maps = Comparison(given, INFO, own_maps=('mask',))({}, X, Y)
+  assert list(maps) == ['residual']
+  with pytest.raises(UserError, match="No map of munit 'mask'"):
+    Comparison(given, INFO)
