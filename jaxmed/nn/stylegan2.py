@@ -161,7 +161,7 @@ class ModulatedConv(nn.Module):
     else:
       after = jnp.ones((1, self.features), kernel.dtype)
     if self.form == 'grouped':
-      kernels = kernel * wide[:, None, None, :, None]
+      kernels = kernel[None] * wide[:, None, None, :, None]
       kernels = kernels * after[:, None, None, None]
       one = lambda x, kernel: self._resampled(x[None], kernel)[0]
       return jax.vmap(one)(x, kernels.astype(dtype))
@@ -196,8 +196,8 @@ class StyledConv(nn.Module):
     x = conv(x, w)
     strength = self.param('noise_strength', nn.initializers.zeros, (1,))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x = x + (strength * noise).astype(x.dtype) + bias.astype(x.dtype)
-    return leaky(x)
+    x = x + (strength[0] * noise).astype(x.dtype)
+    return leaky(x + bias.astype(x.dtype)[None, None, None])
 
 
 class ToRGB(nn.Module):
@@ -218,7 +218,7 @@ class ToRGB(nn.Module):
       name='conv',
     )
     bias = self.param('bias', nn.initializers.zeros, (self.channels,))
-    image = _at_least_float32(conv(x, w)) + bias
+    image = _at_least_float32(conv(x, w)) + bias[None, None, None]
     return image if below is None else image + fir.upsample(below)
 
 
@@ -276,7 +276,7 @@ class Drawing:
 
   def mixed(self, w: Codes, other: Codes, first: Int[Array, '']) -> Styles:
     """`w` for the first layers, the other for the rest."""
-    number = jnp.arange(self.synthesis.layers)[:, None]
+    number = jnp.arange(self.synthesis.layers)[None, :, None]
     return jnp.where(number < first, w[:, None], other[:, None])
 
   def draw(self, params: PyTree, w: Styles, noises: Noises) -> Images:
