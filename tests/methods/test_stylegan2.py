@@ -111,14 +111,6 @@ def test_path_lengths_are_those_of_the_jacobian(gan, state):
   w, y = _styles(gan, state, 2), DICE.standard_normal((2, SIDE, SIDE, 3))
   y = y.astype(np.float32)
   found = jax.jit(gan.path_lengths)(params, w, noises, y)
-  forward = jax.jit(
-    lambda tangent: jax.jvp(
-      lambda w: gan.synthesis.apply({'params': params['synthesis']}, w, noises),
-      (w,),
-      (tangent,),
-    )[1]
-  )
-  del forward
   draw = jax.jit(lambda w: gan.draw(params, w, noises))
   step, slopes = 1e-2, np.zeros(w.shape)
   for layer in range(w.shape[1]):

@@ -30,6 +30,8 @@ SIZES = {
   (1024, 16384): (30_370_060, 29_012_513),
 }
 
+QUICK = {(64, 8192), (512, 16384)}  # Tracing is slow.
+
 
 def _normal(*shape):
   return DICE.standard_normal(shape).astype(np.float32)
@@ -43,7 +45,13 @@ def _noises(synthesis, count=1):
   return tuple(jnp.zeros((count, s, s, 1)) for s in synthesis.noise_sides)
 
 
-@pytest.mark.parametrize('size, base', SIZES)
+@pytest.mark.parametrize(
+  'size, base',
+  [
+    pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK))
+    for case in SIZES
+  ],
+)
 def test_networks_have_the_originals_parameters(size, base):
   widths, key = widths_of(size, base), jax.random.key(0)
   mapping, synthesis = Mapping(512), Synthesis(widths)
