@@ -94,16 +94,13 @@ TABLE = Table(
 
 def widths_of(size: int, base: int, widest: int = 512) -> tuple[int, ...]:
   """Channels at 4, 8 ... `size` pixels; config E's base is 8192, F's 16384."""
-  scales = round(math.log2(size)) - 1
-  if scales < 2 or size != HEAD * 2 ** (scales - 1):
+  if size < 2 * HEAD or size.bit_count() != 1:
     raise UserError(
       f'StyleGAN2 makes square images of 8, 16, 32 ... pixels, not of {size};'
       ' set --config.data.size.'
     )
-  return tuple(
-    max(1, min(2 * base // (HEAD * 2**scale), widest))
-    for scale in range(scales)
-  )
+  sides = [2**n for n in range(HEAD.bit_length() - 1, size.bit_length())]
+  return tuple(max(1, min(2 * base // side, widest)) for side in sides)
 
 
 def form_of(backend: str) -> str:
@@ -161,7 +158,7 @@ class ModulatedConv(nn.Module):
     else:
       after = jnp.ones((1, self.features), kernel.dtype)
     if self.form == 'grouped':
-      kernels = kernel * wide[:, None, None, :, None]
+      kernels = kernel[None] * wide[:, None, None, :, None]
       kernels = kernels * after[:, None, None, None]
       one = lambda x, kernel: self._resampled(x[None], kernel)[0]
       return jax.vmap(one)(x, kernels.astype(dtype))
@@ -196,8 +193,8 @@ class StyledConv(nn.Module):
     x = conv(x, w)
     strength = self.param('noise_strength', nn.initializers.zeros, (1,))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x = x + (strength * noise).astype(x.dtype) + bias.astype(x.dtype)
-    return leaky(x)
+    x = x + (strength[0] * noise).astype(x.dtype)
+    return leaky(x + bias.astype(x.dtype)[None, None, None])
 
 
 class ToRGB(nn.Module):
@@ -218,7 +215,7 @@ class ToRGB(nn.Module):
       name='conv',
     )
     bias = self.param('bias', nn.initializers.zeros, (self.channels,))
-    image = _at_least_float32(conv(x, w)) + bias
+    image = _at_least_float32(conv(x, w)) + bias[None, None, None]
     return image if below is None else image + fir.upsample(below)
 
 
@@ -276,7 +273,7 @@ class Drawing:
 
   def mixed(self, w: Codes, other: Codes, first: Int[Array, '']) -> Styles:
     """`w` for the first layers, the other for the rest."""
-    number = jnp.arange(self.synthesis.layers)[:, None]
+    number = jnp.arange(self.synthesis.layers)[None, :, None]
     return jnp.where(number < first, w[:, None], other[:, None])
 
   def draw(self, params: PyTree, w: Styles, noises: Noises) -> Images:

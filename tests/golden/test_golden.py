@@ -23,6 +23,7 @@ SLOW = {
   'lpips',
   'metrics',
   'rd4ad',
+  'stylegan2',
 }
 
 
