@@ -299,7 +299,7 @@ class StyleGan2(Drawing):
 
   def truncated(self, state: State, w: Codes, share: float) -> Codes:
     """w, nearer to the average w by `share`."""
-    mean = state.memory['w']['mean']
+    mean = state.memory['w']['mean'][None]
     return mean + share * (w - mean) if share < 1 else w
 
 

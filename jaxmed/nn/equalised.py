@@ -41,7 +41,7 @@ class Dense(nn.Module):
       'bias', nn.initializers.constant(self.bias / self.rate), (self.features,)
     )
     kernel = (kernel * (self.rate / math.sqrt(inputs))).astype(dtype)
-    return x.astype(dtype) @ kernel + (bias * self.rate).astype(dtype)
+    return x.astype(dtype) @ kernel + (bias * self.rate).astype(dtype)[None]
 
 
 class Conv(nn.Module):
@@ -63,5 +63,5 @@ class Conv(nn.Module):
     y = convolve(x.astype(dtype), kernel, self.stride, self.pad)
     if self.bias:
       bias = self.param('bias', nn.initializers.zeros, shape[-1:])
-      y += bias.astype(dtype)
+      y += bias.astype(dtype)[None, None, None]
     return y

@@ -196,7 +196,9 @@ class StyledConv(nn.Module):
     x = conv(x, w)
     strength = self.param('noise_strength', nn.initializers.zeros, (1,))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x = x + (strength * noise).astype(x.dtype) + bias.astype(x.dtype)
+    whole = (None,) * 3
+    x = x + (strength[whole] * noise).astype(x.dtype)
+    x = x + bias.astype(x.dtype)[whole]
     return leaky(x)
 
 
@@ -218,7 +220,7 @@ class ToRGB(nn.Module):
       name='conv',
     )
     bias = self.param('bias', nn.initializers.zeros, (self.channels,))
-    image = _at_least_float32(conv(x, w)) + bias
+    image = _at_least_float32(conv(x, w)) + bias[None, None, None]
     return image if below is None else image + fir.upsample(below)
 
 
@@ -276,7 +278,7 @@ class Drawing:
 
   def mixed(self, w: Codes, other: Codes, first: Int[Array, '']) -> Styles:
     """`w` for the first layers, the other for the rest."""
-    number = jnp.arange(self.synthesis.layers)[:, None]
+    number = jnp.arange(self.synthesis.layers)[None, :, None]
     return jnp.where(number < first, w[:, None], other[:, None])
 
   def draw(self, params: PyTree, w: Styles, noises: Noises) -> Images:
