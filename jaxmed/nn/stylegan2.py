@@ -161,7 +161,7 @@ class ModulatedConv(nn.Module):
     else:
       after = jnp.ones((1, self.features), kernel.dtype)
     if self.form == 'grouped':
-      kernels = kernel * wide[:, None, None, :, None]
+      kernels = kernel[None] * wide[:, None, None, :, None]
       kernels = kernels * after[:, None, None, None]
       one = lambda x, kernel: self._resampled(x[None], kernel)[0]
       return jax.vmap(one)(x, kernels.astype(dtype))
@@ -196,10 +196,8 @@ class StyledConv(nn.Module):
     x = conv(x, w)
     strength = self.param('noise_strength', nn.initializers.zeros, (1,))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    whole = (None,) * 3
-    x = x + (strength[whole] * noise).astype(x.dtype)
-    x = x + bias.astype(x.dtype)[whole]
-    return leaky(x)
+    x = x + (strength[0] * noise).astype(x.dtype)
+    return leaky(x + bias.astype(x.dtype)[None, None, None])
 
 
 class ToRGB(nn.Module):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 
 from tests.golden import rule
@@ -43,6 +44,12 @@ def _weight(manifest: dict, name: str, shape, kind: str) -> np.ndarray:
   if kind in TORCH_KINDS:
     return rule.weight(*key, norm=kind == 'norm')
   return rule.weight_tf(*key, kind)
+
+
+def quickly(function, *arguments):
+  """Its result; compiled as little as can be, as it is run but once."""
+  lowered = jax.jit(function).lower(*arguments)
+  return lowered.compile({'xla_backend_optimization_level': 0})(*arguments)
 
 
 def summary(what: str, array: np.ndarray) -> np.ndarray | float:

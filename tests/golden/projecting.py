@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed.nn import projection
+from tests.golden import filling
 
 STEPS = (1, 2, 3)  # Of the whole search; at 0 the rate is 0.
 
@@ -25,7 +26,6 @@ def outputs(gan, state, given, manifest):
   target = given['target']
   distance = lambda y: jnp.abs(y - target).mean(axis=(1, 2, 3))
 
-  @jax.jit
   def step(found, t, drawn):
     size = projector.jitter(t, found.sigma)
     gradient, terms = projector.gradient(
@@ -39,12 +39,16 @@ def outputs(gan, state, given, manifest):
     row = t, size, *(terms[name][0] for name in names), *sums
     return projector.move(found, gradient, t), jnp.stack(row)
 
-  found, rows = projector.start(mean[None], noise, mean, sigma), []
-  for number in STEPS:
-    drawn = given[f'projector_noise_{number}']
-    found, row = step(found, number / sizes['steps'], drawn)
-    rows.append(row)
-  image = render(found.free['w'], found.free['noise'])
+  def search(found):
+    rows = []
+    for number in STEPS:
+      drawn = given[f'projector_noise_{number}']
+      found, row = step(found, number / sizes['steps'], drawn)
+      rows.append(row)
+    return found, rows, render(found.free['w'], found.free['noise'])
+
+  start = projector.start(mean[None], noise, mean, sigma)
+  found, rows, image = filling.quickly(search, start)
   first = lambda v: np.moveaxis(np.asarray(v), -1, 1)
   return {
     'projector_lr': [projector.rate(value) for value in t],

@@ -15,7 +15,15 @@ from tests.golden import check, filling, munit, tissue
 HERE = pathlib.Path(__file__).parent
 SHARED = HERE.parents[2] / 'shared' / 'golden'
 # Cases of large networks, or of long compiling.
-SLOW = {'backbones', 'fanogan', 'fwrd', 'lpips', 'metrics', 'rd4ad'}
+SLOW = {
+  'backbones',
+  'fanogan',
+  'fwrd',
+  'lpips',
+  'metrics',
+  'rd4ad',
+  'stylegan2',
+}
 
 
 def cases() -> list[pathlib.Path]:
