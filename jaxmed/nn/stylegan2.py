@@ -94,16 +94,13 @@ TABLE = Table(
 
 def widths_of(size: int, base: int, widest: int = 512) -> tuple[int, ...]:
   """Channels at 4, 8 ... `size` pixels; config E's base is 8192, F's 16384."""
-  scales = round(math.log2(size)) - 1
-  if scales < 2 or size != HEAD * 2 ** (scales - 1):
+  if size < 2 * HEAD or size.bit_count() != 1:
     raise UserError(
       f'StyleGAN2 makes square images of 8, 16, 32 ... pixels, not of {size};'
       ' set --config.data.size.'
     )
-  return tuple(
-    max(1, min(2 * base // (HEAD * 2**scale), widest))
-    for scale in range(scales)
-  )
+  sides = [2**n for n in range(HEAD.bit_length() - 1, size.bit_length())]
+  return tuple(max(1, min(2 * base // side, widest)) for side in sides)
 
 
 def form_of(backend: str) -> str:
