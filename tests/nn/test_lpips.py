@@ -208,3 +208,11 @@ def test_what_cannot_be_is_said(kind, one, other, says):
   image = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
   with pytest.raises(UserError, match=says):
     lpips.check(kind, image(one), image(other))
+
+
+def test_images_that_stay_are_seen_once():
+  network, variables = made('squeeze')
+  kept = compiled('squeeze', 'kept')(X)
+  against = jax.jit(functools.partial(network.apply, method='against'))
+  found = against(variables, kept, Y)
+  np.testing.assert_allclose(found, compiled('squeeze')(X, Y), rtol=1e-4)

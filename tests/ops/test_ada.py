@@ -296,3 +296,14 @@ def test_strength_follows_the_sign():
 def test_images_it_cannot_change(shape):
   with pytest.raises(errors.UserError, match='square images, gray or RGB'):
     ada.augment(jnp.zeros(shape), jax.random.key(0), 0.5)
+
+
+def test_strength_changes_every_fourth_step():
+  kept, strengths = ada.fresh(), []
+  for sign in (1.0, 1.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 1.0):
+    kept = ada.follow(kept, sign, 100)
+    strengths.append(float(kept['strength']))
+  # A mean of .625, then one of 0.
+  step = 400 / 500_000
+  wanted = [0, 0, 0, step, step, step, step, 0, 0]
+  np.testing.assert_allclose(strengths, wanted, atol=1e-9)
