@@ -24,7 +24,7 @@ those of the test batch, so that a score depends on its neighbours.
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from jaxmed.errors import UserError
@@ -163,10 +163,8 @@ class Ganomaly:
         params, stats['discriminator'], x, y, valid
       ),
     )
-    fooled = more['discriminator/loss'] < self.redraw_below
-    fresh = lambda: self._redrawn(rng, state.params['discriminator'])
-    discriminator = jax.lax.cond(
-      fooled, fresh, lambda: after.params['discriminator']
+    discriminator, redrawn = self.redraw(
+      rng, after.params['discriminator'], more['discriminator/loss']
     )
     after = after.put(
       params={'discriminator': discriminator},
@@ -178,13 +176,24 @@ class Ganomaly:
       **{f'generator/{name}': term for name, term in terms.items()},
       'discriminator/real': of_real,
       'discriminator/fake': of_fake,
-      'discriminator/redrawn': fooled.astype(jnp.float32),
+      'discriminator/redrawn': redrawn.astype(jnp.float32),
     }
 
-  def _redrawn(self, rng: RandomKey, like: PyTree) -> PyTree:
-    """First weights of D; its statistics and Adam's moments stay."""
-    made = self.discriminator.init(rng, jnp.zeros((1, *self.image)))['params']
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), made, like)
+  def redraw(
+    self, rng: RandomKey, params: PyTree, loss: Float[Array, '']
+  ) -> tuple[PyTree, Bool[Array, '']]:
+    """D's parameters, or first ones if it has won; and whether it has.
+
+    Its statistics and Adam's moments stay, as in the original.
+    """
+    won = loss < self.redraw_below
+
+    def fresh():
+      image = jnp.zeros((1, *self.image))
+      made = self.discriminator.init(rng, image)['params']
+      return jax.tree.map(lambda new, old: new.astype(old.dtype), made, params)
+
+    return jax.lax.cond(won, fresh, lambda: params), won
 
 
 def distances(

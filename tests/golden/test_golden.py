@@ -15,7 +15,17 @@ from tests.golden import check, filling, munit, tissue
 HERE = pathlib.Path(__file__).parent
 SHARED = HERE.parents[2] / 'shared' / 'golden'
 # Cases of large networks, or of long compiling.
-SLOW = {'backbones', 'fanogan', 'fwrd', 'lpips', 'metrics', 'rd4ad'}
+SLOW = {
+  'alad',
+  'alocc',
+  'backbones',
+  'fanogan',
+  'fwrd',
+  'ganomaly',
+  'lpips',
+  'metrics',
+  'rd4ad',
+}
 
 
 def cases() -> list[pathlib.Path]:
