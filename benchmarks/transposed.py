@@ -1,6 +1,6 @@
 """The doubling convolution of HealthyGAN, with its gradients, on this CPU.
 
-Both ways of jaxmed/nn/transposed.py in turn in one process, on the maps of a
+Both ways of jaxmed/ops/transposed.py in turn in one process, on the maps of a
 generator of an eighth and of a quarter of the width at 64 px: XLA's transposed
 convolution, and one product whose results are added up. The ratio of processor
 times stands beside that of the medians: it says more where other programs run.
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.nn.transposed import as_convolution, as_product
+from jaxmed.ops.transposed import as_convolution, as_product
 
 ROUNDS = 9
 # Batch, side, channels in and out.
@@ -43,7 +43,10 @@ def main():
     functions = {
       way.__name__: jax.jit(
         jax.value_and_grad(
-          lambda x, kernel, way=way: jnp.square(way(x, kernel)).sum(), (0, 1)
+          lambda x, kernel, way=way: jnp.square(
+            way(x, kernel, 2, ((1, 1), (1, 1)))
+          ).sum(),
+          (0, 1),
         )
       )
       for way in (as_convolution, as_product)

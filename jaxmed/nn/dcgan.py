@@ -13,6 +13,7 @@ from jaxmed.nn.munit import NORMAL
 from jaxmed.nn.norms import BatchNorm
 from jaxmed.nn.staged import wide
 from jaxmed.nn.torchlike import convolution
+from jaxmed.nn.transposed import Transposed
 
 HEAD = 4  # Side of the smallest map, px.
 Images = Float[Array, 'b h w c']
@@ -70,18 +71,11 @@ class Discriminator(nn.Module):
 
 
 def _grow(features, doubles, dtype, name):
-  """A transposed convolution: twice the size, or from 1 px to HEAD."""
-  pad = 2 if doubles else HEAD - 1
-  return nn.ConvTranspose(
-    features,
-    (HEAD, HEAD),
-    strides=(2, 2) if doubles else (1, 1),
-    padding=((pad, pad), (pad, pad)),
-    transpose_kernel=True,
-    use_bias=False,
-    dtype=dtype,
-    kernel_init=NORMAL,
-    name=name,
+  """Twice the size, or from 1 px to HEAD."""
+  pad, stride = (1, 2) if doubles else (0, 1)
+  pads = (pad, pad), (pad, pad)
+  return Transposed(
+    features, HEAD, stride, pads, dtype=dtype, kernel_init=NORMAL, name=name
   )
 
 

@@ -13,11 +13,18 @@ from jaxtyping import Array, Bool, Float
 
 from jaxmed.nn.norms import InstanceNorm
 from jaxmed.nn.torchlike import LEFT_ALONE, convolution
-from jaxmed.nn.transposed import Doubling
+from jaxmed.nn.transposed import Transposed
 
 HALVINGS = 2  # Of the generator.
 LEAKY = 0.01
 Images = Float[Array, 'b h w c']
+# PyTorch's ConvTranspose2d(in, out, 4, 2, 1).
+DOUBLING = {
+  'window': 4,
+  'stride': 2,
+  'pads': ((1, 1), (1, 1)),
+  'kernel_init': LEFT_ALONE,
+}
 
 
 class Raw(NamedTuple):
@@ -71,7 +78,7 @@ class Generator(nn.Module):
       x = named(Residual)(x, valid, running)
       number += 1
     for _ in range(HALVINGS):
-      x = normal(named(Doubling, x.shape[-1] // 2, kernel_init=LEFT_ALONE)(x))
+      x = normal(named(Transposed, x.shape[-1] // 2, **DOUBLING)(x))
       number += 3
     x = conv(x, self.channels + 1, 7)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -22,7 +22,8 @@ from jaxmed.errors import UserError
 from jaxmed.method import Images, PyTree, RandomKey
 from jaxmed.nn.equalised import Conv, Dense, leaky, normal
 from jaxmed.ops import fir
-from jaxmed.ops.convolve import convolve, transposed
+from jaxmed.ops.convolve import convolve
+from jaxmed.ops.transposed import transposed
 from jaxmed.weights.names import TORCH, Layout, Table
 
 HEAD = 4  # Side of the first map, px.
@@ -168,7 +169,8 @@ class ModulatedConv(nn.Module):
 
   def _resampled(self, x, kernel):
     if self.resample == 'up':
-      return fir.blur(transposed(x, kernel), (1, 1), gain=4)
+      grown = transposed(x, kernel.swapaxes(2, 3), 2)
+      return fir.blur(grown, (1, 1), gain=4)
     if self.resample == 'down':
       return convolve(fir.blur(x, (2, 2)), kernel, stride=2, pad=0)
     return convolve(x, kernel)

@@ -5,8 +5,7 @@ convolution of 1,024 channels took fifty times as long as the matrix product
 that it is, and a kernel's gradient takes two to four times as long as need be.
 So on a CPU small maps, and steps of more than a pixel, are one product of all
 windows with the kernel, and of the others the kernel's gradient is one product
-too. So is what a transposed convolution adds up; its gradients are ten times as
-quick. Elsewhere XLA is left to itself.
+too. Elsewhere XLA is left to itself.
 """
 
 import jax
@@ -34,36 +33,6 @@ def convolve(
   if stride > 1 or pad != same or x.shape[1] * x.shape[2] <= LARGE:
     return _as_product(x, kernel, stride, pad)
   return _large(x, kernel)
-
-
-def transposed(x: Map, kernel: Kernel) -> Float[Array, 'b 2*h+1 2*w+1 f']:
-  """A convolution of 3 x 3 that doubles: y[2 i + a] += x[i] kernel[a]."""
-  if jax.default_backend() != 'cpu':
-    return jax.lax.conv_general_dilated(
-      x,
-      jnp.flip(kernel, (0, 1)),
-      (1, 1),
-      ((2, 2), (2, 2)),
-      lhs_dilation=(2, 2),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-  flat = jnp.moveaxis(kernel, 2, 0).reshape(x.shape[-1], -1)
-  parts = (x @ flat).reshape(*x.shape[:3], *kernel.shape[:2], -1)
-  return _woven(_woven(parts, 2, 4), 1, 3)
-
-
-def _woven(parts, axis: int, tap: int):
-  """What every pixel gives to its own place and the two after it, added."""
-  side = lambda *ends: [
-    ends if i == axis else (0, 0) for i in range(parts.ndim - 1)
-  ]
-  first, second, third = jnp.moveaxis(parts, tap, 0)
-  even = jnp.pad(first, side(0, 1)) + jnp.pad(third, side(1, 0))
-  odd = jnp.pad(second, side(0, 1))
-  size = 2 * even.shape[axis]
-  both = jnp.stack((even, odd), axis + 1)
-  both = both.reshape(*even.shape[:axis], size, *even.shape[axis + 1 :])
-  return jax.lax.slice_in_dim(both, 0, size - 1, axis=axis)
 
 
 def _plain(x, kernel, stride: int = 1, pad: int | None = None):

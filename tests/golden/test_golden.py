@@ -16,9 +16,12 @@ HERE = pathlib.Path(__file__).parent
 SHARED = HERE.parents[2] / 'shared' / 'golden'
 # Cases of large networks, or of long compiling.
 SLOW = {
+  'alad',
+  'alocc',
   'backbones',
   'fanogan',
   'fwrd',
+  'ganomaly',
   'healthygan',
   'lpips',
   'metrics',

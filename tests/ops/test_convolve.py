@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmed.ops.convolve import convolve, transposed
+from jaxmed.ops.convolve import convolve
 
 # Height, width, window, stride: small maps are products on a CPU.
 CASES = [
@@ -50,33 +50,6 @@ def test_values_and_gradients_are_pytorchs(case):
 def backend(request, monkeypatch):
   """What runs elsewhere can run here, too."""
   monkeypatch.setattr(jax, 'default_backend', lambda: request.param)
-
-
-@pytest.mark.parametrize('shape', [(3, 5), (17, 16)], ids=str)
-def test_a_transposed_one_is_pytorchs(backend, shape):
-  torch = pytest.importorskip('torch')
-  dice = np.random.default_rng(0)
-  x = dice.standard_normal((2, *shape, 3)).astype(np.float32)
-  kernel = dice.standard_normal((3, 3, 3, 4)).astype(np.float32)
-  theirs = [
-    torch.tensor(a, requires_grad=True)
-    for a in (x.transpose(0, 3, 1, 2), kernel.transpose(2, 3, 0, 1))
-  ]
-  made = torch.nn.functional.conv_transpose2d(*theirs, stride=2)
-  weights = dice.standard_normal(made.shape).astype(np.float32)
-  (made * torch.tensor(weights)).sum().backward()
-  weights = weights.transpose(0, 2, 3, 1)
-
-  def total(x, kernel):
-    y = transposed(x, kernel)
-    return (y * weights).sum(), y
-
-  run = jax.jit(jax.grad(total, (0, 1), has_aux=True))
-  (dx, dk), y = run(x, kernel)
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-  close(y.transpose(0, 3, 1, 2), made.detach())
-  close(dx.transpose(0, 3, 1, 2), theirs[0].grad)
-  close(dk.transpose(2, 3, 0, 1), theirs[1].grad)
 
 
 @pytest.mark.parametrize('stride', [1, 2])
