@@ -52,7 +52,7 @@ def _taken(rule: str, phase: dict) -> str:
   among = phase.get('among') or []
   name = f'of phase “{phase["phase"]}”'
   if not among:
-    return f'{name}, where it does not change, the last step'
+    return f'{name}, where there was nothing to choose by, the last step'
   said = 'FID' if rule == 'FID' else 'mean score'
   return (
     f'{name}, step {words.count(phase["step"])} of {words.count(phase["of"])} '

@@ -204,7 +204,8 @@ class _Record:
     self._meter.step(self._phases[at.phase])
     seen = {}
     if self._watch.due(at):
-      jax.block_until_ready(state)
+      self.check(keep=0)
+      scalars = self._finite(at, scalars)  # Or there is nothing to look at.
       with self._meter.aside():
         seen = self._watch.look(at, state)
     line = bool(seen) or at.step % self._every == 0
@@ -213,19 +214,24 @@ class _Record:
   def check(self, keep: int) -> None:
     while len(self._late) > keep:
       at, scalars, line = self._late.popleft()
+      scalars = self._finite(at, scalars)
       name = self._phases[at.phase].name
-      scalars = {k: float(v) for k, v in jax.device_get(scalars).items()}
-      bad = [k for k, v in scalars.items() if not np.isfinite(v)]
-      if bad:
-        raise UserError(
-          f'Training stopped: phase {name}, step {at.step}: '
-          f'{", ".join(bad)} not finite. Nothing after it was saved; a lower '
-          'learning rate or --config.train.precision=float32 may help.'
-        )
       self._show(name, at, scalars)
       if self._log and line:
         self._log.write(name, at, self._meter.read() | scalars)
         self._watch.logged(name, at, scalars)
+
+  def _finite(self, at: At, scalars: Scalars) -> dict[str, float]:
+    """The scalars on the host, once their step is done; or training stops."""
+    scalars = {k: float(v) for k, v in jax.device_get(scalars).items()}
+    bad = [k for k, v in scalars.items() if not np.isfinite(v)]
+    if bad:
+      raise UserError(
+        f'Training stopped: phase {self._phases[at.phase].name}, step '
+        f'{at.step}: {", ".join(bad)} not finite. Nothing after it was saved; '
+        'a lower learning rate or --config.train.precision=float32 may help.'
+      )
+    return scalars
 
   def _show(self, name, at, scalars) -> None:
     if name != self._name:

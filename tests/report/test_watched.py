@@ -79,7 +79,7 @@ def test_a_choice_by_validation_loss_and_phases_without_one(run):
   page = read(run)
   check(page)
   assert 'lowest mean score of the validation normals' in page.text
-  assert 'of phase “encoder”, where it does not change, the last' in page.text
+  assert 'of phase “encoder”, where there was nothing to' in page.text
 
 
 def test_the_last_state_is_said_to_be_the_last(run):

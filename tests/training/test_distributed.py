@@ -1,5 +1,6 @@
 """Two processes train to what one gives, and one goes on from two."""
 
+import json
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from jaxmed.errors import UserError
 from jaxmed.training import distributed
 from tests.conftest import ROOT
-from tests.training.miniature import adversaries, bank, train
+from tests.training.miniature import Chooser, adversaries, bank, train
 
 
 def start_together(command: list[str], count: int) -> None:
@@ -65,14 +66,23 @@ def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
   _workers(tmp_path / 'begun', 3)
   for build in (adversaries, bank):
     name = build.__name__
-    end, one = train(build, tmp_path / 'one' / name, devices=2)
+    chooser = Chooser(tmp_path / 'one' / name)
+    end, one = train(build, tmp_path / 'one' / name, devices=2, watch=chooser)
+    for folder in ('one', 'two'):  # The same looks, and one state a phase.
+      looks = json.loads((tmp_path / folder / name / 'watch.json').read_text())
+      assert {x['values']['fid'] for x in looks if x['step'] == 6} == {0.0}
+      kept = (tmp_path / folder / name / 'chosen').iterdir()
+      assert len(list(kept)) == len({x['phase'] for x in looks})
     # Both are at their ends, so this only loads what the two have saved.
     at, two = train(build, tmp_path / 'two' / name, devices=2)
     assert at == end
     _close(one, two)
     begun = tmp_path / 'begun' / name / 'checkpoints'
     assert [p.name for p in begun.iterdir()] == ['3']
-    at, gone_on = train(build, tmp_path / 'begun' / name, devices=1)
+    chooser = Chooser(tmp_path / 'begun' / name)
+    at, gone_on = train(
+      build, tmp_path / 'begun' / name, devices=1, watch=chooser
+    )
     assert at == end
     _close(one, gone_on)
 

@@ -93,8 +93,11 @@ def test_a_nan_stops_training_and_is_never_saved(tmp_path):
 
   spoilt = method.phases[0], spoil(method.phases[1])
   method = type(method)(spoilt, method.score)
+  watch = Third()
+  watch.due = lambda at: True
   with pytest.raises(UserError, match='encoder, step 1: term not finite'):
-    train(None, tmp_path, method=method, policy=OFTEN)
+    train(None, tmp_path, method=method, policy=OFTEN, watch=watch)
+  assert watch.kept.keys() == {0}  # Nor is it looked at.
   events = [_number(p) for p in (tmp_path / 'checkpoints').iterdir()]
   assert max(events) == CONFIG.steps + 1  # The end of the first phase.
 

@@ -18,10 +18,12 @@ def main(address: str, processes: str, process: str, folder: str, stop: str):
   jax.config.update('jax_num_cpu_devices', 1)
   distributed.initialize(False, address, int(processes), int(process))
   for name in ('adversaries', 'bank'):
+    place = pathlib.Path(folder) / name
     with contextlib.suppress(Stopped):
       miniature.train(
         getattr(miniature, name),
-        pathlib.Path(folder) / name,
+        place,
+        watch=miniature.Chooser(place),
         policy=Policy(log_every=2),
         stop=lambda at: at.event == int(stop),
       )
