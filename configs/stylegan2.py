@@ -96,7 +96,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config = defaults.phantom(_narrow(paper(config)))
   config.data.resize = 0
   config.data.test_per_class = 100  # What a search has the time for.
-  config.train.update({'batch': 8, 'steps': 300})
+  config.train.update({'batch': 8, 'steps': 300, 'average_kimg': 0.2})
   return _by_pixels(config, steps=50)
 
 

@@ -380,8 +380,7 @@ def _lazy(gan: StyleGan2, count: int) -> dict[int, Step]:
 
 def _of(scalars: Scalars, part: str, term: str) -> Scalars:
   """Scalars of a part's step on one term, by the term's name."""
-  keep = 'loss', 'gradient_norm'
-  return {f'{term}/{name}': scalars[f'{part}/{name}'] for name in keep}
+  return {k.replace(f'{part}/', f'{term}/'): v for k, v in scalars.items()}
 
 
 def _signed(unit):
