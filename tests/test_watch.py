@@ -322,8 +322,12 @@ def test_validation_loss_is_the_mean_score_of_validation_normals(validated):
   dice = np.random.default_rng(run.config.seed)
   rows = np.sort(dice.permutation(rows)[: run.config.train.watch.real])
   images = read_batch([_decoded(records, row) for row in rows], run.config.data)
-  parts = run.parts([run.place(images, rows)])
-  expected = next(iter(parts)).image[run.primary].mean()
+  batches = [
+    run.place(images[i : i + run.batch], rows[i : i + run.batch])
+    for i in range(0, len(rows), run.batch)
+  ]
+  scores = [part.image[run.primary] for part in run.parts(batches)]
+  expected = np.concatenate(scores).mean()
   record = workdir.read_json(validated / 'provenance.json')
   (phase,) = record['select']['phases']
   np.testing.assert_allclose(phase['value'], expected, rtol=1e-4)
