@@ -9,10 +9,10 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from jaxmed import fid, watch, workdir
+from jaxmed import beforehand, fid, watch, workdir
 from jaxmed.choice import Choice, Look
 from jaxmed.errors import UserError
-from jaxmed.method import Batch, State
+from jaxmed.method import Batch, Method, Score, Search, State
 from jaxmed.metrics.frechet import frechet
 from jaxmed.pipeline import read_batch
 from jaxmed.score import Run
@@ -131,25 +131,28 @@ def test_a_sheet_has_rows_and_columns(shape, size, tmp_path):
   np.testing.assert_array_equal(corners, expected)
 
 
+class Cohort(list):
+  def close(self):
+    pass
+
+
+def _cohort(images, mesh) -> Cohort:
+  """One pass over images, in batches of 8; the last is filled up."""
+  rows = sharding.batch_sharding(mesh, 8)
+  short = -len(images) % 8
+  padded = np.pad(images, [(0, short)] + [(0, 0)] * 3)
+  number = np.where(np.arange(len(padded)) < len(images), 5, -1)
+  batches = [
+    Batch(padded[i : i + 8], number[i : i + 8].astype(np.int32), number)
+    for i in range(0, len(padded), 8)
+  ]
+  return Cohort(jax.device_put(batch, rows) for batch in batches)
+
+
 def _fid(name, real, side=32, normalise=lambda images: images, devices=4):
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  rows = sharding.batch_sharding(mesh, 8)
-
-  class Cohort(list):
-    def close(self):
-      pass
-
-  def open_real():
-    short = -len(real) % 8
-    padded = np.pad(real, [(0, short)] + [(0, 0)] * 3)
-    number = np.where(np.arange(len(padded)) < len(real), 5, -1)
-    batches = [
-      Batch(padded[i : i + 8], number[i : i + 8].astype(np.int32), number)
-      for i in range(0, len(padded), 8)
-    ]
-    return Cohort(jax.device_put(batch, rows) for batch in batches)
-
-  return fid.Fid(name, open_real, normalise, mesh, (side, side, 3))
+  shape = side, side, 3
+  return fid.Fid(name, lambda: _cohort(real, mesh), normalise, mesh, shape)
 
 
 def _images(count, seed, side=32):
@@ -174,6 +177,39 @@ def test_fid_is_the_distance_of_the_trunks_rows():
   assert abs(same) < 1e-3 * found
   darker = _fid('random', real, normalise=lambda images: images / 2)
   assert darker([unit[0]], 21) > 10 * abs(same)
+
+
+def test_a_method_that_searches_has_a_validation_loss():
+  """Each image is scored by what was found for it; padding counts nothing."""
+  mesh = sharding.make_mesh(jax.devices()[:2])
+  images = _images(11, 0)
+
+  def score(state, batch, key, found):
+    return Score({'other': found, 'gap': found * state.params['g'][0]})
+
+  search = Search(
+    lambda key, state, batch: batch.unit.mean((1, 2, 3)),
+    lambda key, state, batch, found, number: found + number,
+    steps=4,
+  )
+  method = Method((), score, search)
+  opened = lambda: _cohort(images, mesh)
+  normals = watch.Normals(method, 'gap', mesh, 0, opened)
+  expected = 2 * ((images / 255).mean() + 0 + 1 + 2 + 3)
+  np.testing.assert_allclose(normals(put(state(2), mesh)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'says'),
+  [
+    ({'select': 'fidd'}, "Did you mean 'fid'"),
+    ({'watch': {'every': -1}}, 'watch.every is -1'),
+    ({'watch': {'images': 1}}, 'watch.images is 1; it has to be at least 2'),
+  ],
+)
+def test_what_a_config_cannot_ask_for(fields, says):
+  with pytest.raises(UserError, match=says):
+    beforehand.check_config(_config(**fields))
 
 
 def test_a_trunks_weights_are_there_or_named(tmp_path, monkeypatch):
@@ -322,8 +358,12 @@ def test_validation_loss_is_the_mean_score_of_validation_normals(validated):
   dice = np.random.default_rng(run.config.seed)
   rows = np.sort(dice.permutation(rows)[: run.config.train.watch.real])
   images = read_batch([_decoded(records, row) for row in rows], run.config.data)
-  parts = run.parts([run.place(images, rows)])
-  expected = next(iter(parts)).image[run.primary].mean()
+  batches = [
+    run.place(images[i : i + run.batch], rows[i : i + run.batch])
+    for i in range(0, len(rows), run.batch)
+  ]
+  scores = [part.image[run.primary] for part in run.parts(batches)]
+  expected = np.concatenate(scores).mean()
   record = workdir.read_json(validated / 'provenance.json')
   (phase,) = record['select']['phases']
   np.testing.assert_allclose(phase['value'], expected, rtol=1e-4)
