@@ -198,9 +198,9 @@ def test_names_are_the_originals_both_ways(state):
   trees = jax.tree.map(draw, trees)
   foreign = to_foreign(TABLE, trees)
   shapes = {name: array.shape for name, array in foreign.items()}
-  assert shapes['generator/g_decoder_h00/w'] == (5, 5, 3, 2)
-  assert shapes['generator/g_bn4/moving_variance'] == (4,)
-  assert shapes['discriminator/d_h3_lin/Matrix'] == (2 * 2 * 16, 1)
+  assert shapes['generator/g_decoder_h00/w'] == (5, 5, 3, 4)
+  assert shapes['generator/g_bn4/moving_variance'] == (8,)
+  assert shapes['discriminator/d_h3_lin/Matrix'] == (2 * 2 * 32, 1)
   slots = {f'{name}/RMSProp': x for name, x in foreign.items()}
   back = from_foreign(TABLE, foreign | slots, trees)
   jax.tree.map(np.testing.assert_array_equal, back, trees)
