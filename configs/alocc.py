@@ -83,7 +83,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
   config.data.resize = 0
   config.model.update({'width': 4, 'decoder': 4})
   config.train.update({'batch': 8, 'augment': (), 'log_every': 1})
-  config.train.update({'steps': 24, 'rate': 0.01})
+  config.train.update({'steps': 24, 'rate': 1e-3})
   return config
 
 
