@@ -92,7 +92,7 @@ def camelyon16(config: ConfigDict) -> ConfigDict:
 
 
 def phantom(config: ConfigDict) -> ConfigDict:
-  """A narrow network, few steps: much of it goes into compiling and searches."""
+  """A narrow network, few steps: compiling and searching take longest."""
   config = defaults.phantom(_narrow(paper(config)))
   config.data.resize = 0
   config.data.test_per_class = 100  # What a search has the time for.
