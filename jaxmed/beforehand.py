@@ -22,6 +22,7 @@ from jaxmed import (
 )
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
+from jaxmed.nn.precision import PRECISIONS
 from jaxmed.pipeline import stain
 from jaxmed.pipeline.frame import Frame
 from jaxmed.slides import tissue
@@ -29,7 +30,7 @@ from jaxmed.training import sharding
 
 GROUPS = ('data', 'model', 'train', 'score', 'eval', 'report')
 CHOICES = (
-  ('train.precision', ('float32', 'bfloat16')),
+  ('train.precision', PRECISIONS),
   ('train.select', choice.RULES),
   ('score.scheme', slide_work.SCHEMES),
   ('score.tissue_method', ('', *tissue.METHODS)),

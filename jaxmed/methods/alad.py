@@ -50,6 +50,7 @@ from jaxmed.method import (
 from jaxmed.nn import alad as networks
 from jaxmed.nn import optimisers, spectral
 from jaxmed.nn.fit import fit, start
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TF, Table
 
@@ -85,8 +86,7 @@ class Alad:
       )
     if model.joint not in networks.JOINTS:
       raise unknown('model.joint of alad', model.joint, networks.JOINTS)
-    dtype = jnp.dtype(train.precision)
-    self.dtype = dtype = None if dtype == jnp.float32 else dtype
+    self.dtype = dtype = dtype_of(train.precision)
     self.image, self.z = image, model.z
     self.spectral, self.cycle_z = model.spectral, model.cycle_z
     self.decay = train.ema

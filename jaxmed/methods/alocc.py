@@ -47,6 +47,7 @@ from jaxmed.method import (
 from jaxmed.nn import optimisers
 from jaxmed.nn.alocc import Discriminator, Refiner
 from jaxmed.nn.fit import fit, start
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TF, Table
 
@@ -98,8 +99,7 @@ class Alocc:
       )
     if model.refinement not in REFINEMENTS:
       raise unknown('model.refinement', model.refinement, REFINEMENTS)
-    dtype = jnp.dtype(train.precision)
-    self.dtype = None if dtype == jnp.float32 else dtype
+    self.dtype = dtype_of(train.precision)
     self.image, self.weight = image, model.weight
     self.refinement = REFINEMENTS[model.refinement]
     self.networks = {

@@ -50,6 +50,7 @@ from jaxmed.method import (
 )
 from jaxmed.nn.dcgan import HEAD, Discriminator, Generator
 from jaxmed.nn.fit import fit, start
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TORCH, Table
 
@@ -72,8 +73,7 @@ class Anogan:
     self.image, self.z, self.draw = image, model.z, PRIORS[model.prior]
     self.bounded = model.prior == 'uniform'
     self.share = config.score.feature_weight  # lambda.
-    dtype = jnp.dtype(train.precision)
-    self.dtype = None if dtype == jnp.float32 else dtype
+    self.dtype = dtype_of(train.precision)
     scales = round(math.log2(image[0] / HEAD))
     widths = tuple(model.dim * 2**i for i in range(scales))
     self.generator = Generator(widths, image[2], self.dtype)
@@ -260,10 +260,6 @@ def _check(config: ConfigDict, image: tuple[int, int, int]) -> None:
     raise UserError(
       f'AnoGAN makes square images of 16, 32, 64 or 128 pixels, not {height} '
       f'x {width}; set --config.data.size.'
-    )
-  if config.train.precision not in ('float32', 'bfloat16'):
-    raise unknown(
-      'train.precision', config.train.precision, ['float32', 'bfloat16']
     )
   if config.model.prior not in PRIORS:
     raise unknown('model.prior of anogan', config.model.prior, PRIORS)

@@ -50,6 +50,7 @@ from jaxmed.method import (
 )
 from jaxmed.nn.densenet import DenseNet121
 from jaxmed.nn.fit import fit, start
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.trunk import Trunk, trunk
 from jaxmed.ops import calibration
 from jaxmed.ops.maps import anomaly_map
@@ -106,10 +107,9 @@ def optimiser(train: ConfigDict) -> optax.GradientTransformation:
 def build(config: ConfigDict, info: Info) -> Method:
   model = config.model
   _check(config, info)
-  dtype = jnp.dtype(config.train.precision)
   bare = DenseNet121(
     classes=model.classes,
-    dtype=None if dtype == jnp.float32 else dtype,
+    dtype=dtype_of(config.train.precision),
     blocks=tuple(model.blocks),
     growth=model.growth,
     stem_width=model.stem_width,

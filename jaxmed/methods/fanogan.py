@@ -48,6 +48,7 @@ from jaxmed.method import (
 from jaxmed.nn import optimisers
 from jaxmed.nn.fanogan import HEAD, WIDEST, Critic, Encoder, Generator
 from jaxmed.nn.fit import fit, start
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TF, Table
 
@@ -97,8 +98,7 @@ class Fanogan:
         f'f-AnoGAN makes square images of 16, 32, 64 ... pixels, not'
         f' {height} x {width}; set --config.data.size.'
       )
-    dtype = jnp.dtype(train.precision)
-    dtype = None if dtype == jnp.float32 else dtype
+    dtype = dtype_of(train.precision)
     widths = tuple(
       min(WIDEST, 2**scale) * model.dim for scale in range(scales + 1)
     )

@@ -44,6 +44,7 @@ from jaxmed.method import (
 )
 from jaxmed.nn.fit import fit, start
 from jaxmed.nn.ganomaly import HEAD, Discriminator, Generator
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TORCH, Table
 
@@ -81,8 +82,7 @@ class Ganomaly:
         f'model.width is {model.width}, which the decoder halves; set it to '
         'an even number.'
       )
-    dtype = jnp.dtype(train.precision)
-    self.dtype = None if dtype == jnp.float32 else dtype
+    self.dtype = dtype_of(train.precision)
     self.image, self.weights = image, train.weights
     self.redraw_below = train.redraw_below
     self.generator = Generator(

@@ -57,6 +57,7 @@ from jaxmed.method import (
 from jaxmed.nn.fit import fit, start
 from jaxmed.nn.healthygan import HALVINGS, Discriminator, Generator, Raw
 from jaxmed.nn.pairs import pair, unpair
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TORCH, Table
 
@@ -103,8 +104,7 @@ class HealthyGan:
   """
 
   def __init__(self, model: ConfigDict, train: ConfigDict, channels: int):
-    dtype = jnp.dtype(train.precision)
-    dtype = None if dtype == jnp.float32 else dtype
+    dtype = dtype_of(train.precision)
     self.generator = Generator(
       model.generator_dim, model.residual_blocks, channels, dtype
     )
@@ -364,7 +364,6 @@ def _check(config: ConfigDict, info: Info) -> None:
   """What must hold of sizes, switches and cohorts, before tracing fails."""
   model, train = config.model, config.train
   for field, value, known in (
-    ('train.precision', train.precision, ('float32', 'bfloat16')),
     ('train.decay', train.decay, DECAYS),
     ('train.small', train.small, SMALL),
     ('model.statistics', model.statistics, STATISTICS),

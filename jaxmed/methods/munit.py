@@ -57,6 +57,7 @@ from jaxmed.method import (
 from jaxmed.nn.fit import fit, start
 from jaxmed.nn.munit import STYLE_DOWN, Discriminator, Generator, Style
 from jaxmed.nn.pairs import pair, unpair
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.nn.trunk import NETWORKS
 from jaxmed.nn.vgg_loss import INPUTS, LEAST, STAGE, VggLoss
@@ -218,7 +219,7 @@ class Munit:
 def build(config: ConfigDict, info: Info) -> Method:
   """Two cohorts, `a` and `b`; one phase, D then G in every step."""
   _check(config, info)
-  dtype = jnp.bfloat16 if config.train.precision == 'bfloat16' else None
+  dtype = dtype_of(config.train.precision)
   channels = dict.fromkeys(OTHER, info.image[2])
   munit = Munit(config.model, config.train.weights, channels, dtype)
   optimiser = make_optimiser(config.train)
@@ -401,10 +402,6 @@ def _distance(x: Array, y: Array, valid: Array) -> Float[Array, '']:
 
 def _check(config: ConfigDict, info: Info):
   """What must hold of sizes and weights, in words, before tracing fails."""
-  if config.train.precision not in ('float32', 'bfloat16'):
-    raise unknown(
-      'train.precision', config.train.precision, ['float32', 'bfloat16']
-    )
   model, side = config.model, min(info.image[:2])
   unit = 2**model.downsamplings
   if any(length % unit for length in info.image[:2]):

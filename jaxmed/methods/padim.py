@@ -50,6 +50,7 @@ from jaxmed.method import (
   State,
   valid_mean,
 )
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.trunk import Trunk, deepest, trunk
 from jaxmed.ops import resize, triangle
 from jaxmed.ops.maps import anomaly_map
@@ -187,10 +188,9 @@ def distances(memory: Memory, x: Places) -> Float[Array, 'b places']:
 
 def build(config: ConfigDict, info: Info) -> Method:
   model = config.model
-  dtype = jnp.dtype(config.train.precision)
   network = trunk(
     model.trunk,
-    None if dtype == jnp.float32 else dtype,
+    dtype_of(config.train.precision),
     last=deepest(model.trunk, model.layers),
   )
   height, width, available = _check(model, network, info)

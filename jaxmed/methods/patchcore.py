@@ -44,6 +44,7 @@ from jaxmed.method import (
   State,
   valid_mean,
 )
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.trunk import Trunk, deepest, trunk
 from jaxmed.ops import nearest, resize
 from jaxmed.ops.maps import anomaly_map
@@ -153,10 +154,9 @@ def reweighted(
 
 def build(config: ConfigDict, info: Info) -> Method:
   model = config.model
-  dtype = jnp.dtype(config.train.precision)
   network = trunk(
     model.trunk,
-    None if dtype == jnp.float32 else dtype,
+    dtype_of(config.train.precision),
     last=deepest(model.trunk, model.layers),
   )
   height, width = _check(model, network, info)

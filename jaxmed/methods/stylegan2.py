@@ -56,6 +56,7 @@ from jaxmed.method import (
 )
 from jaxmed.nn import optimisers
 from jaxmed.nn.fit import fit, start
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.projection_search import Projection
 from jaxmed.nn.stylegan2 import (
   FORMS,
@@ -98,8 +99,7 @@ class StyleGan2(Drawing):
     if self.form not in FORMS:
       raise unknown('form of convolution (model.form)', self.form, FORMS)
     group_of(info.batch, model.group)  # Or an error.
-    dtype = jnp.dtype(train.precision)
-    dtype = None if dtype == jnp.float32 else dtype
+    dtype = dtype_of(train.precision)
     widths = tuple(model.widths) or widths_of(height, model.base, model.widest)
     super().__init__(
       Mapping(model.w, model.layers, model.mapping_rate),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxmed.errors import unknown
 from jaxmed.nn.norms import BatchNorm
-from jaxmed.nn.staged import wide
+from jaxmed.nn.precision import wide
 from jaxmed.nn.torchlike import convolution
 from jaxmed.nn.transposed import Transposed
 from jaxmed.ops.transposed import same_pads

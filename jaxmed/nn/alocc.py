@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from jaxmed.nn.norms import BatchNorm
-from jaxmed.nn.staged import wide
+from jaxmed.nn.precision import wide
 from jaxmed.nn.transposed import Transposed
 from jaxmed.ops.transposed import same_pads
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
-from jaxmed.nn.staged import Features, Staged, wide
+from jaxmed.nn.precision import wide
+from jaxmed.nn.staged import Features, Staged
 from jaxmed.nn.torchlike import average_to, convolution, demand, max_pool
 from jaxmed.weights.names import TORCH, Table, nchw_rows
 

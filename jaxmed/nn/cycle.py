@@ -33,6 +33,7 @@ from jaxmed.nn.cyclegan import DOWN, Discriminator, Generator, least
 from jaxmed.nn.fit import fit, start
 from jaxmed.nn.history import History
 from jaxmed.nn.pairs import pair, unpair
+from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TORCH, Table
 
@@ -198,7 +199,7 @@ def make_method(
   """
   _check(config, info)
   views = views or {}
-  dtype = jnp.bfloat16 if config.train.precision == 'bfloat16' else None
+  dtype = dtype_of(config.train.precision)
   cycle = Cycle(
     config.model, config.train.weights, info.image[2], dtype, bridge
   )
@@ -325,7 +326,6 @@ def _check(config: ConfigDict, info: Info) -> None:
   """What must hold of sizes and choices, in words, before tracing fails."""
   method, model, train = config.method, config.model, config.train
   for kind, found, known in (
-    ('train.precision', train.precision, ('float32', 'bfloat16')),
     (f'model.gan of {method}', model.gan, LOGITS),
     *(('route in score.routes', r, ROUTES) for r in config.score.routes),
   ):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxmed.nn.munit import NORMAL, reflect
 from jaxmed.nn.norms import instance_norm
-from jaxmed.nn.staged import wide
+from jaxmed.nn.precision import wide
 from jaxmed.nn.torchlike import convolution
 
 DOWN = 2  # Halvings, and doublings, of the generator.

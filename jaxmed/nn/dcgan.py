@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxmed.nn.munit import NORMAL
 from jaxmed.nn.norms import BatchNorm
-from jaxmed.nn.staged import wide
+from jaxmed.nn.precision import wide
 from jaxmed.nn.torchlike import convolution
 from jaxmed.nn.transposed import Transposed
 

@@ -23,7 +23,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxmed.nn.norms import BatchNorm, Moments
-from jaxmed.nn.staged import Staged, wide
+from jaxmed.nn.precision import wide
+from jaxmed.nn.staged import Staged
 from jaxmed.nn.torchlike import NothingLeft, convolution, max_pool
 from jaxmed.weights.names import TORCH, Table
 

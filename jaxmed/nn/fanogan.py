@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxmed.nn.precision import wide
+
 HEAD = 4  # Side of the smallest map, px.
 WIDEST = 8  # Times `dim`.
 # Uniform, of variance 4 / (in + out); 2 / (in + out) where nothing is
@@ -49,7 +51,7 @@ class LayerNorm(nn.Module):
     dtype, shape = self.dtype or x.dtype, (1, 1, 1, x.shape[-1])
     scale = self.param('scale', nn.initializers.ones, shape[-1:])
     bias = self.param('bias', nn.initializers.zeros, shape[-1:])
-    x = _at_least_float32(x)
+    x = wide(x)
     mean = x.mean(axis=(1, 2, 3), keepdims=True)
     from_mean = x - jax.lax.stop_gradient(mean)
     variance = jnp.square(from_mean).mean(axis=(1, 2, 3), keepdims=True)
@@ -109,7 +111,7 @@ class Generator(nn.Module):
     x = nn.Conv(
       self.channels, (3, 3), dtype=self.dtype, kernel_init=HE, name='Output'
     )(x)
-    return jnp.tanh(_at_least_float32(x))
+    return jnp.tanh(wide(x))
 
 
 class Critic(nn.Module):
@@ -124,7 +126,7 @@ class Critic(nn.Module):
     features = _down(self.widths, norm, self.dtype, x)
     dense = nn.Dense(1, dtype=self.dtype, kernel_init=GLOROT, name='Output')
     value = dense(features)[:, 0]
-    return _at_least_float32(value), _at_least_float32(features)
+    return wide(value), wide(features)
 
 
 class Encoder(nn.Module):
@@ -142,7 +144,7 @@ class Encoder(nn.Module):
     dense = nn.Dense(
       self.codes, dtype=self.dtype, kernel_init=GLOROT, name='Output'
     )
-    z = _at_least_float32(dense(features))
+    z = wide(dense(features))
     return jnp.tanh(z) if self.tanh else z
 
 
@@ -161,7 +163,3 @@ def _down(widths, norm, dtype, x):
 
 def _channels_last(x):
   return x.transpose(0, 2, 3, 1)
-
-
-def _at_least_float32(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

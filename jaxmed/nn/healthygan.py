@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from jaxmed.nn.norms import InstanceNorm
+from jaxmed.nn.precision import wide
 from jaxmed.nn.torchlike import LEFT_ALONE, convolution
 from jaxmed.nn.transposed import Transposed
 
@@ -81,7 +82,7 @@ class Generator(nn.Module):
       x = normal(named(Transposed, x.shape[-1] // 2, **DOUBLING)(x))
       number += 3
     x = conv(x, self.channels + 1, 7)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = wide(x)
     return Raw(x[..., :-1], x[..., -1:])
 
 
@@ -134,8 +135,7 @@ class Discriminator(nn.Module):
     head = convolution(
       1, 3, kernel_init=LEFT_ALONE, dtype=self.dtype, name='conv1'
     )
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return x, head(x).astype(wide)
+    return x, wide(head(x))
 
 
 def _bias_init(fan_in: int) -> nn.initializers.Initializer:

@@ -19,7 +19,8 @@ import numpy as np
 from flax import linen as nn
 
 from jaxmed.nn.norms import BatchNorm
-from jaxmed.nn.staged import Staged, wide
+from jaxmed.nn.precision import wide
+from jaxmed.nn.staged import Staged
 from jaxmed.nn.torchlike import HE, convolution, demand, max_pool
 from jaxmed.weights.names import TORCH, Table
 

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxmed.nn.norms import SampleNorm, adaptive_instance_norm, instance_norm
+from jaxmed.nn.precision import wide
 
 STYLE_DOWN = 4  # The style encoder's halvings, whatever the content's.
 KAIMING = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
@@ -100,7 +101,7 @@ class StyleEncoder(nn.Module):
       x = nn.relu(conv(x))
     x = x.mean((1, 2), keepdims=True)
     x = _conv(self.style_dim, 1, dtype=self.dtype, name='head')(x)
-    return x[:, 0, 0].astype(jnp.promote_types(x.dtype, jnp.float32))
+    return wide(x[:, 0, 0])
 
 
 class StyleMap(nn.Module):
@@ -149,7 +150,7 @@ class Decoder(nn.Module):
       )(x)
       x = nn.relu(x)
     x = _conv(self.channels, 7, dtype=self.dtype, name='head')(x)
-    return jnp.tanh(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return jnp.tanh(wide(x))
 
 
 class Generator(nn.Module):
@@ -220,4 +221,4 @@ class _Scale(nn.Module):
       conv = _conv(self.dim * 2**i, 4, 2, NORMAL, self.dtype, f'conv_{i}')
       x = nn.leaky_relu(conv(x), 0.2)
     x = _conv(1, 1, 1, NORMAL, self.dtype, 'head')(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return wide(x)

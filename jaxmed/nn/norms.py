@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from jaxmed.nn.precision import wide
+
 Features = Float[Array, 'b h w c']
 SPACE = (1, 2)
 EXAMPLE = (1, 2, 3)
@@ -18,8 +20,8 @@ EXAMPLE = (1, 2, 3)
 
 def instance_norm(x: Features, epsilon: float = 1e-5) -> Features:
   """Each channel of each image to mean 0, variance 1; nothing learned."""
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  centred = wide - wide.mean(SPACE, keepdims=True)
+  exact = wide(x)
+  centred = exact - exact.mean(SPACE, keepdims=True)
   variance = jnp.square(centred).mean(SPACE, keepdims=True)
   return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
 
@@ -47,8 +49,8 @@ class SampleNorm(nn.Module):
   def __call__(self, x: Features) -> Features:
     scale = self.param('scale', self.scale_init, x.shape[-1:])
     bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = wide - wide.mean(EXAMPLE, keepdims=True)
+    exact = wide(x)
+    centred = exact - exact.mean(EXAMPLE, keepdims=True)
     squares = jnp.square(centred).sum(EXAMPLE, keepdims=True)
     # The floor keeps the root's gradient finite where all is one value.
     variance = jnp.maximum(squares / (x[0].size - 1), 1e-24)
@@ -82,19 +84,19 @@ class InstanceNorm(nn.Module):
       self.variable('batch_stats', 'mean', jnp.zeros, width),
       self.variable('batch_stats', 'var', jnp.ones, width),
     )
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    exact = wide(x)
     row = lambda x: x[None, None, None]
     if running:
       mean, variance = (row(statistic.value) for statistic in kept)
     else:
-      mean = wide.mean(SPACE, keepdims=True)
-      variance = jnp.square(wide - mean).mean(SPACE, keepdims=True)
+      mean = exact.mean(SPACE, keepdims=True)
+      variance = jnp.square(exact - mean).mean(SPACE, keepdims=True)
       if self.is_mutable_collection('batch_stats'):
         pixels = x.shape[1] * x.shape[2]
         unbiased = variance * (pixels / max(pixels - 1, 1))
         self._learn(kept, (mean, unbiased), valid)
     factor = jax.lax.rsqrt(variance + self.epsilon) * row(scale)
-    return ((wide - mean) * factor + row(bias)).astype(x.dtype)
+    return ((exact - mean) * factor + row(bias)).astype(x.dtype)
 
   def _learn(self, kept, found, valid) -> None:
     """A batch of n images in turns of k is k batches, one after the other."""
@@ -121,7 +123,7 @@ class Moments(NamedTuple):
   @classmethod
   def of(cls, x: Features, valid: Bool[Array, 'b'] | None = None) -> 'Moments':
     """Of the valid images of a batch."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = wide(x)
     height, width = x.shape[1:3]
     if valid is None:
       images, total = len(x), lambda x: x.sum((0, 1, 2))
@@ -162,7 +164,7 @@ class BatchNorm(nn.Module):
       self.variable('batch_stats', 'mean', jnp.zeros, width),
       self.variable('batch_stats', 'var', jnp.ones, width),
     )
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    exact = wide(x)
     mean, variance = (statistic.value for statistic in running)
     if train:
       mean, variance, count = moments or Moments.of(x, valid)
@@ -173,4 +175,4 @@ class BatchNorm(nn.Module):
           statistic.value = old + self.momentum * (new - old)
     row = lambda x: x[None, None, None]
     factor = jax.lax.rsqrt(variance + self.epsilon) * scale
-    return ((wide - row(mean)) * row(factor) + row(bias)).astype(x.dtype)
+    return ((exact - row(mean)) * row(factor) + row(bias)).astype(x.dtype)

@@ -10,7 +10,8 @@ from typing import Any
 from flax import linen as nn
 
 from jaxmed.nn.norms import BatchNorm
-from jaxmed.nn.staged import Staged, wide
+from jaxmed.nn.precision import wide
+from jaxmed.nn.staged import Staged
 from jaxmed.nn.torchlike import convolution, max_pool
 from jaxmed.weights.names import TORCH, Table
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images, PyTree, RandomKey, State
 from jaxmed.nn.norms import BatchNorm
-from jaxmed.nn.staged import wide
+from jaxmed.nn.precision import dtype_of, wide
 from jaxmed.nn.torchlike import HE, LEFT_ALONE
 from jaxmed.nn.trunk import trunk
 from jaxmed.ops.convolve import convolve
@@ -258,8 +258,7 @@ class Reverse:
         f'{like.reduction} of the image, which {height} x {width} px cannot'
         f' be; set --config.data.size to a multiple of {like.reduction}.'
       )
-    dtype = jnp.dtype(precision)
-    dtype = None if dtype == jnp.float32 else dtype
+    dtype = dtype_of(precision)
     self.like = like
     self.teacher = trunk(model.teacher, dtype, last=like.stages[-1])
     self.student = Student(like, model.shortcut, dtype)

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxmed.nn.staged import Staged, wide
+from jaxmed.nn.precision import wide
+from jaxmed.nn.staged import Staged
 from jaxmed.nn.torchlike import convolution, demand, max_pool
 from jaxmed.weights.names import TORCH, Table
 

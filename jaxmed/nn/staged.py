@@ -8,7 +8,6 @@ exactly those pass that belong there.
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
@@ -98,8 +97,3 @@ class Staged(nn.Module):
   def table(self) -> Table:
     """The names that a checkpoint of this network has."""
     raise NotImplementedError
-
-
-def wide(x: Array) -> Array:
-  """In float32 at least."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxmed.errors import UserError
 from jaxmed.method import Images, PyTree, RandomKey
 from jaxmed.nn.equalised import Conv, Dense, leaky, normal
+from jaxmed.nn.precision import wide
 from jaxmed.ops import fir
 from jaxmed.ops.convolve import convolve
 from jaxmed.ops.transposed import transposed
@@ -217,7 +218,7 @@ class ToRGB(nn.Module):
       name='conv',
     )
     bias = self.param('bias', nn.initializers.zeros, (self.channels,))
-    image = _at_least_float32(conv(x, w)) + bias[None, None, None]
+    image = wide(conv(x, w)) + bias[None, None, None]
     return image if below is None else image + fir.upsample(below)
 
 
@@ -329,7 +330,7 @@ def deviation(x: Map, group: int) -> Float[Array, 'b']:
   """
   size = group_of(len(x), group)
   grouped = x.reshape(size, len(x) // size, *x.shape[1:])
-  grouped = _at_least_float32(grouped)
+  grouped = wide(grouped)
   deviations = jnp.sqrt(jnp.var(grouped, axis=0) + EPSILON)
   return jnp.tile(deviations.mean(axis=(1, 2, 3)), size)
 
@@ -351,7 +352,7 @@ class Discriminator(nn.Module):
     x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # As the port has it.
     x = leaky(Dense(width, dtype=self.dtype, name='final_linear_0')(x))
     x = Dense(1, dtype=self.dtype, name='final_linear_1')(x)
-    return _at_least_float32(x)[:, 0]
+    return wide(x)[:, 0]
 
   @nn.nowrap
   def features(self, x):
@@ -361,7 +362,3 @@ class Discriminator(nn.Module):
     for i, width in enumerate(reversed(others), start=1):
       x = Residual(width, self.dtype, name=f'convs_{i}')(x)
     return x
-
-
-def _at_least_float32(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

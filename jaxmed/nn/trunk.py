@@ -17,10 +17,11 @@ from jaxmed.method import Images
 from jaxmed.nn.alexnet import AlexNet
 from jaxmed.nn.densenet import DenseNet121
 from jaxmed.nn.inception import Inception
+from jaxmed.nn.precision import wide
 from jaxmed.nn.resnet import ResNet18, ResNet50, WideResNet50
 from jaxmed.nn.resnet50v2 import ResNet50V2
 from jaxmed.nn.squeezenet import SqueezeNet
-from jaxmed.nn.staged import DEVIATION, MEAN, Features, Staged, wide
+from jaxmed.nn.staged import DEVIATION, MEAN, Features, Staged
 from jaxmed.nn.vgg import VGG16
 from jaxmed.weights.names import TORCH, Table
 
