@@ -45,6 +45,7 @@ from jaxmed.method import (
   Scalars,
   Score,
   State,
+  to_unit,
   valid_mean,
 )
 from jaxmed.nn import alad as networks
@@ -265,8 +266,8 @@ def build(config: ConfigDict, info: Info) -> Method:
 
   def score(state: State, batch: Batch, rng: RandomKey) -> Score:
     del rng
-    y, own = gan.scores(state.ema, state.batch_stats, 2 * batch.unit - 1)
-    seen = (y + 1) / 2
+    y, own = gan.scores(state.ema, state.batch_stats, batch.signed)
+    seen = to_unit(y)
     others, maps = comparison(state.frozen, batch.unit, seen)
     scores = {name: (own | others)[name] for name in config.score.names}
     return Score(scores, maps, {'reconstruction': seen})
@@ -274,7 +275,7 @@ def build(config: ConfigDict, info: Info) -> Method:
   def sample(state: State, rng: RandomKey, count: int) -> Images:
     z = jax.random.normal(rng, (count, gan.z))
     call = gan.in_use(state.ema, state.batch_stats)
-    return (call('generator', 'generator', z) + 1) / 2
+    return to_unit(call('generator', 'generator', z))
 
   phase = Phase('train', gan.init, step, steps=config.train.steps, batches=2)
   return Method(

@@ -42,6 +42,7 @@ from jaxmed.method import (
   Scalars,
   Score,
   State,
+  to_unit,
   valid_mean,
 )
 from jaxmed.nn import optimisers
@@ -130,9 +131,7 @@ class Alocc:
 
   def in_use(self, state: State, part: str, x: Images):
     """A network with its running statistics."""
-    return self.networks[part].apply(
-      {'params': state.params[part], 'batch_stats': state.batch_stats[part]}, x
-    )
+    return self.networks[part].apply(state.variables(part), x)
 
   def discriminator_losses(
     self, real: Float[Array, 'b'], fake: Float[Array, 'b'], valid
@@ -211,7 +210,7 @@ def build(config: ConfigDict, info: Info) -> Method:
 
   def step(state: State, batches: Batches, rng: RandomKey):
     batch, scalars = batches['normal'], {}
-    x = 2 * batch.unit - 1
+    x = batch.signed
     z = jnp.clip(x + sigma * jax.random.normal(rng, x.shape), -1, 1)
     for part in ('discriminator', *('generator',) * refinements):
       state, more = alocc.step(part, state, x, z, batch.valid)
@@ -220,8 +219,8 @@ def build(config: ConfigDict, info: Info) -> Method:
 
   def score(state: State, batch: Batch, rng: RandomKey) -> Score:
     del rng
-    refined, own = alocc.scores(state, 2 * batch.unit - 1)
-    seen = (refined + 1) / 2
+    refined, own = alocc.scores(state, batch.signed)
+    seen = to_unit(refined)
     others, maps = comparison(state.frozen, batch.unit, seen)
     scores = {name: (own | others)[name] for name in config.score.names}
     return Score(scores, maps, {'reconstruction': seen})

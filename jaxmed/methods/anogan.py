@@ -46,6 +46,8 @@ from jaxmed.method import (
   Score,
   Search,
   State,
+  row_keys,
+  to_unit,
   valid_mean,
 )
 from jaxmed.nn.dcgan import HEAD, Discriminator, Generator
@@ -112,10 +114,10 @@ class Anogan:
 
   def generate(self, state: State, z: Codes) -> Images:
     """G(z) with its moving averages."""
-    return self.generator.apply(_variables(state, 'generator'), z)
+    return self.generator.apply(state.variables('generator'), z)
 
   def features(self, state: State, x: Images) -> Float[Array, 'b f']:
-    variables = _variables(state, 'discriminator')
+    variables = state.variables('discriminator')
     return self.discriminator.apply(variables, x)[1]
 
   def discriminator_loss(self, params, stats, real, fake, valid):
@@ -176,9 +178,9 @@ class Anogan:
 
   def search_init(self, key: RandomKey, state: State, batch: Batch) -> PyTree:
     """Of each image: a first z, Adam's slots, and its own features."""
-    draw = lambda row: self.draw(jax.random.fold_in(key, row), (self.z,))
-    z = jax.vmap(draw)(batch.row)
-    features = self.features(state, _signed(batch.unit))
+    draw = lambda key: self.draw(key, (self.z,))
+    z = jax.vmap(draw)(row_keys(key, batch.row))
+    features = self.features(state, batch.signed)
     return {'z': z, 'opt': self.searching.init(z), 'features': features}
 
   def search_step(
@@ -186,7 +188,7 @@ class Anogan:
   ) -> PyTree:
     """Equation 5. No image's z has a gradient from another's error."""
     del key, number
-    x = _signed(batch.unit)
+    x = batch.signed
 
     def loss(z):
       pixels, features, _ = self.errors(state, x, found['features'], z)
@@ -207,20 +209,20 @@ def build(config: ConfigDict, info: Info) -> Method:
   def step(state: State, batches: Batches, key: RandomKey):
     batch = batches['normal']
     z = gan.draw(key, (len(batch.row), gan.z))
-    return gan.update(state, _signed(batch.unit), z, batch.valid)
+    return gan.update(state, batch.signed, z, batch.valid)
 
   def score(state: State, batch: Batch, key: RandomKey, found: PyTree) -> Score:
     del key
-    x = _signed(batch.unit)
+    x = batch.signed
     pixels, features, y = gan.errors(state, x, found['features'], found['z'])
     values = gan.weigh(pixels, features), pixels, features
-    own, seen = dict(zip(OWN, values, strict=True)), _unit(y)
+    own, seen = dict(zip(OWN, values, strict=True)), to_unit(y)
     others, maps = comparison(state.frozen, batch.unit, seen)
     scores = {n: (own | others)[n] for n in config.score.names}
     return Score(scores, maps, {'reconstruction': seen})
 
   def sample(state: State, key: RandomKey, count: int) -> Images:
-    return _unit(gan.generate(state, gan.draw(key, (count, gan.z))))
+    return to_unit(gan.generate(state, gan.draw(key, (count, gan.z))))
 
   phase = Phase('gan', gan.init, step, steps=config.train.steps)
   return Method(
@@ -278,18 +280,3 @@ def _check(config: ConfigDict, image: tuple[int, int, int]) -> None:
 
 def _entropy(logits: PerImage, real: float) -> PerImage:
   return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, real))
-
-
-def _variables(state, part):
-  return {
-    'params': state.params[part],
-    'batch_stats': state.batch_stats[part],
-  }
-
-
-def _signed(unit):
-  return 2 * unit - 1
-
-
-def _unit(signed):
-  return (signed + 1) / 2

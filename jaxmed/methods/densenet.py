@@ -154,11 +154,7 @@ def build(config: ConfigDict, info: Info) -> Method:
     return state.put(batch_stats={PART: after}), scalars | more
 
   def seen(state: State, batch: Batch):
-    variables = {
-      'params': state.params[PART],
-      'batch_stats': state.batch_stats[PART],
-    }
-    found = network.apply(variables, batch.unit)
+    found = network.apply(state.variables(PART), batch.unit)
     return log_odds(found['logits']), found[deepest]
 
   def score(state: State, batch: Batch, rng: RandomKey) -> Score:

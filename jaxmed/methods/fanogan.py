@@ -43,6 +43,7 @@ from jaxmed.method import (
   Scalars,
   Score,
   State,
+  to_unit,
   valid_mean,
 )
 from jaxmed.nn import optimisers
@@ -137,10 +138,10 @@ class Fanogan:
 
   def generate(self, state: State, z: Codes) -> Images:
     """G(z) with its moving averages."""
-    return self.generator.apply(_variables(state, 'generator'), z)
+    return self.generator.apply(state.variables('generator'), z)
 
   def encode(self, state: State, x: Images) -> Codes:
-    return self.encoder.apply(_variables(state, 'encoder'), x)
+    return self.encoder.apply(state.variables('encoder'), x)
 
   def judge(self, params: PyTree, x: Images):
     return self.critic.apply({'params': params}, x)
@@ -230,7 +231,7 @@ def build(config: ConfigDict, info: Info) -> Method:
     batch = batches['normal']
     keys = jax.random.split(rng, critics + 1)
     for turn in range(critics):  # Written out: a loop would be slow on CPU.
-      real, valid = _signed(batch.unit[turn]), batch.row[turn] >= 0
+      real, valid = batch.signed[turn], batch.row[turn] >= 0
       noise, mix = jax.random.split(keys[turn])
       z = jax.random.normal(noise, (len(real), gan.z))
       alpha = jax.random.uniform(mix, (len(real),))
@@ -242,22 +243,22 @@ def build(config: ConfigDict, info: Info) -> Method:
   def encoder_step(state: State, batches: Batches, rng: RandomKey):
     del rng
     batch = batches['normal']
-    return gan.encoder_step(state, _signed(batch.unit), batch.valid)
+    return gan.encoder_step(state, batch.signed, batch.valid)
 
   def score(state: State, batch: Batch, rng: RandomKey) -> Score:
     del rng
-    x = _signed(batch.unit)
+    x = batch.signed
     y, code = gan.reconstruct(state, x)
     image, features = gan.errors(state.params['critic'], x, y)
     values = image + gan.kappa * features, image, features, code
     own = dict(zip(OWN, values, strict=True))
-    seen = _unit(y)
+    seen = to_unit(y)
     others, maps = comparison(state.frozen, batch.unit, seen)
     scores = {n: (own | others)[n] for n in config.score.names}
     return Score(scores, maps, {'reconstruction': seen})
 
   def sample(state: State, rng: RandomKey, count: int) -> Images:
-    return _unit(gan.generate(state, jax.random.normal(rng, (count, gan.z))))
+    return to_unit(gan.generate(state, jax.random.normal(rng, (count, gan.z))))
 
   wgan = Phase(
     'wgan', gan.init_wgan, wgan_step, steps=config.train.steps, batches=critics
@@ -275,18 +276,3 @@ def build(config: ConfigDict, info: Info) -> Method:
     sample=sample,
     table=TABLE,
   )
-
-
-def _variables(state, part):
-  return {
-    'params': state.params[part],
-    'batch_stats': state.batch_stats[part],
-  }
-
-
-def _signed(unit):
-  return 2 * unit - 1
-
-
-def _unit(signed):
-  return (signed + 1) / 2

@@ -40,6 +40,7 @@ from jaxmed.method import (
   Scalars,
   Score,
   State,
+  to_unit,
   valid_mean,
 )
 from jaxmed.nn.fit import fit, start
@@ -110,13 +111,7 @@ class Ganomaly:
 
   def reconstruct(self, state: State, x: Images):
     """(y, z, z') with the running statistics."""
-    return self.generator.apply(
-      {
-        'params': state.params['generator'],
-        'batch_stats': state.batch_stats['generator'],
-      },
-      x,
-    )
+    return self.generator.apply(state.variables('generator'), x)
 
   def generator_loss(self, params: PyTree, state: State, x: Images, valid):
     """L_G; and y, both networks' statistics, and the terms."""
@@ -210,12 +205,12 @@ def build(config: ConfigDict, info: Info) -> Method:
 
   def step(state: State, batches: Batches, rng: RandomKey):
     batch = batches['normal']
-    return gan.step(state, 2 * batch.unit - 1, batch.valid, rng)
+    return gan.step(state, batch.signed, batch.valid, rng)
 
   def score(state: State, batch: Batch, rng: RandomKey) -> Score:
     del rng
-    y, z, again = gan.reconstruct(state, 2 * batch.unit - 1)
-    seen = (y + 1) / 2
+    y, z, again = gan.reconstruct(state, batch.signed)
+    seen = to_unit(y)
     others, maps = comparison(state.frozen, batch.unit, seen)
     named = distances(z, again) | others
     scores = {name: named[name] for name in config.score.names}

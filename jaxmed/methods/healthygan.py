@@ -52,6 +52,7 @@ from jaxmed.method import (
   Scalars,
   Score,
   State,
+  to_unit,
   valid_mean,
 )
 from jaxmed.nn.fit import fit, start
@@ -144,10 +145,7 @@ class HealthyGan:
 
   def raw(self, state: State, x: Images, running: bool = False) -> Raw:
     """G(x) with each image's own statistics, or the running ones."""
-    variables = {
-      'params': state.params['generator'],
-      'batch_stats': state.batch_stats['generator'],
-    }
+    variables = state.variables('generator')
     return self.generator.apply(variables, x, running=running)
 
   def view(self, state: State, x: Images) -> View:
@@ -290,8 +288,8 @@ def build(config: ConfigDict, info: Info) -> Method:
 
   def score(state: State, batch: Batch, rng: RandomKey) -> Score:
     del rng
-    view = gan.view(state, 2 * batch.unit - 1)
-    healthy, mask = (view.healthy + 1) / 2, view.mask
+    view = gan.view(state, batch.signed)
+    healthy, mask = to_unit(view.healthy), view.mask
     scores, maps = comparison(state.frozen, batch.unit, healthy)
     scores['mask'], maps['mask'] = mask.mean(axis=(1, 2, 3)), mask[..., 0]
     return Score(
@@ -299,7 +297,7 @@ def build(config: ConfigDict, info: Info) -> Method:
       {name: maps[name] for name in config.score.maps},
       {
         'reconstruction': healthy,
-        'generated': (view.image + 1) / 2,
+        'generated': to_unit(view.image),
         'changed': mask,
       },
     )

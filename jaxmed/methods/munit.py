@@ -52,6 +52,8 @@ from jaxmed.method import (
   Scalars,
   Score,
   State,
+  row_keys,
+  to_unit,
   valid_mean,
 )
 from jaxmed.nn.fit import fit, start
@@ -201,7 +203,7 @@ class Munit:
         cycle = self.decode(params, d, again[other], own[d])
         terms[f'cycle/{d}'] = _distance(cycle, x[d], valid[d])
       if self.weights.vgg:
-        seen = (crossed[d] + 1) / 2, (x[other] + 1) / 2
+        seen = to_unit(crossed[d]), to_unit(x[other])
         lost = self.vgg_loss.apply(vgg, *seen)
         terms[f'vgg/{d}'] = valid_mean(lost, valid[other])
     return terms
@@ -234,7 +236,7 @@ def build(config: ConfigDict, info: Info) -> Method:
     styles = [
       {d: _draw(k, d, batches, munit.style_dim) for d in OTHER} for k in draws
     ]
-    images = {d: 2 * batches[d].unit - 1 for d in OTHER}
+    images = {d: batches[d].signed for d in OTHER}
     valid = {d: batches[d].valid for d in OTHER}
     return update(munit, optimiser, state, images, styles, valid)
 
@@ -325,7 +327,7 @@ def make_score(munit: Munit, routes: Sequence[str], comparison: Comparison):
     del key
     generators, image = state.params['generator'], batch.unit
     views = [
-      (munit.translate(generators, route, 2 * image - 1) + 1) / 2
+      to_unit(munit.translate(generators, route, batch.signed))
       for route in routes
     ]
     scores, maps = jax.tree.map(
@@ -387,11 +389,8 @@ def names(model: ConfigDict) -> Table:
 def _draw(key, domain: str, batches: Batches, style_dim: int) -> Style:
   """A style for each image that is to be shown as `domain` would."""
   key = jax.random.fold_in(key, list(OTHER).index(domain))
-  rows = batches[OTHER[domain]].row
-  draw = lambda row: jax.random.normal(
-    jax.random.fold_in(key, row), (style_dim,)
-  )
-  return jax.vmap(draw)(rows)
+  keys = row_keys(key, batches[OTHER[domain]].row)
+  return jax.vmap(lambda key: jax.random.normal(key, (style_dim,)))(keys)
 
 
 def _distance(x: Array, y: Array, valid: Array) -> Float[Array, '']:

@@ -52,6 +52,7 @@ from jaxmed.method import (
   Score,
   State,
   Step,
+  to_unit,
   valid_mean,
 )
 from jaxmed.nn import optimisers
@@ -309,7 +310,7 @@ def build(config: ConfigDict, info: Info) -> Method:
 
   def score(state: State, batch: Batch, rng: RandomKey, *found) -> Score:
     del rng
-    x = _signed(batch.unit)
+    x = batch.signed
     own = {'critic': -gan.judge(state.params['discriminator'], x, group=1)}
     score = projection.scores(state, batch, *found) if found else Score({})
     named = own | score.image
@@ -321,7 +322,7 @@ def build(config: ConfigDict, info: Info) -> Method:
     w = gan.map(params, jax.random.normal(keys[0], (count, gan.z)))
     w = gan.truncated(state, w, config.model.truncation)
     images = gan.draw(params, gan.each_layer(w), gan.noises(keys[1], count))
-    return jnp.clip(_unit(images), 0, 1)
+    return jnp.clip(to_unit(images), 0, 1)
 
   phase = Phase(
     'gan',
@@ -347,7 +348,7 @@ def step_of(
 
   def step(state: State, batches: Batches, rng: RandomKey):
     batch, keys = batches['normal'], jax.random.split(rng, 4)
-    real = _signed(batch.unit), batch.valid
+    real = batch.signed, batch.valid
     state, scalars = gan.discriminator_step(keys[0], state, *real)
     state, more = gan.adapted(state, scalars['discriminator/sign'], count)
     scalars |= more
@@ -381,11 +382,3 @@ def _lazy(gan: StyleGan2, count: int) -> dict[int, Step]:
 def _of(scalars: Scalars, part: str, term: str) -> Scalars:
   """Scalars of a part's step on one term, by the term's name."""
   return {k.replace(f'{part}/', f'{term}/'): v for k, v in scalars.items()}
-
-
-def _signed(unit):
-  return 2 * unit - 1
-
-
-def _unit(signed):
-  return (signed + 1) / 2

@@ -27,6 +27,8 @@ from jaxmed.method import (
   Scalars,
   Score,
   State,
+  row_keys,
+  to_unit,
   valid_mean,
 )
 from jaxmed.nn.cyclegan import DOWN, Discriminator, Generator, least
@@ -215,7 +217,7 @@ def make_method(
     see = lambda d: views.get(d, lambda x: x)(batches[d].unit)
     images = {d: 2 * see(d) - 1 for d in OTHER}
     draws = dict(zip(OTHER, jax.random.split(key), strict=True))
-    keys = {d: keys_of(draws[d], batches[d].row) for d in OTHER}
+    keys = {d: row_keys(draws[d], batches[d].row) for d in OTHER}
     valid = {d: batches[d].valid for d in OTHER}
     return update(cycle, optimiser, state, images, keys, valid)
 
@@ -243,13 +245,13 @@ def make_score(cycle: Cycle, routes: Sequence[str], comparison: Comparison):
   routes = tuple(routes)
 
   def score(state: State, batch: Batch, key: RandomKey) -> Score:
-    image, keys = batch.unit, keys_of(key, batch.row)
+    image, keys = batch.unit, row_keys(key, batch.row)
     panels, scores = {}, []
     for route in routes:
       *between, last = (
-        (view + 1) / 2
+        to_unit(view)
         for view in cycle.travel(
-          state.params['generator'], route, keys, 2 * image - 1
+          state.params['generator'], route, keys, batch.signed
         )
       )
       scores.append(comparison(state.frozen, image, last))
@@ -284,11 +286,6 @@ def make_schedule(train: ConfigDict) -> optax.Schedule:
     return train.rate * (1 - over / (falling + 1))
 
   return rate
-
-
-def keys_of(key: RandomKey, rows: Int[Array, 'b']) -> Keys:
-  """A key of each image, from its row."""
-  return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 def names(model: ConfigDict) -> Table:

@@ -27,10 +27,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from jaxmed.method import Images, PyTree, RandomKey
+from jaxmed.method import Images, PyTree
 from jaxmed.ops import resize
 
 SEEN = 256  # Px: larger images are compared as means over squares.
@@ -107,11 +107,6 @@ def reduce(images: Images) -> Images:
   while factor > 1:
     images, factor = resize.halve(images), factor // 2
   return images
-
-
-def row_keys(key: RandomKey, rows: Int[Array, 'b']) -> Key[Array, 'b']:
-  """A key an image, by its place in the data and not in the batch."""
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 def normal(

@@ -33,6 +33,8 @@ from jaxmed.method import (
   Score,
   Search,
   State,
+  row_keys,
+  to_unit,
 )
 from jaxmed.nn import lpips, optimisers, projection
 from jaxmed.nn.equalised import Conv, Dense, leaky
@@ -120,7 +122,7 @@ class Projection:
   def scores(self, state: State, batch: Batch, found: Found) -> Score:
     """All of them, the maps asked for, and y as a picture."""
     drawn = self._render(state)(found.free['w'], found.free['noise'])
-    y = jnp.clip(_unit(drawn), 0, 1)
+    y = jnp.clip(to_unit(drawn), 0, 1)
     others, maps = self.compare(state.frozen, batch.unit, y)
     w = found.free['w'].reshape(len(y), -1, self.gan.z)
     squares = jnp.square(w - found.mean[None, None]).sum(axis=-1)
@@ -138,7 +140,7 @@ class Projection:
         f' and cannot be held to one of {height} x {width} x {channels};'
         ' resize it, or train on images of its size.'
       )
-    x = _signed(batch)
+    x = batch.signed
     mean, sigma = self._statistics(state)
     w = jnp.broadcast_to(mean, (len(x), len(mean)))
     if self._encoder is not None:
@@ -162,11 +164,11 @@ class Projection:
     w = found.free['w']
     # Apart from the keys of noise, which are of layers.
     key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
-    drawn = projection.normal(projection.row_keys(key, batch.row), w.shape[1:])
+    drawn = projection.normal(row_keys(key, batch.row), w.shape[1:])
     gradient, _ = self.projector.gradient(
       found.free,
       self.projector.jitter(t, found.sigma) * drawn,
-      _signed(batch),
+      batch.signed,
       self._render(state),
       self._distance(state, found.target),
     )
@@ -179,7 +181,7 @@ class Projection:
     return projection.statistics(self.gan.map(_generator(state), z))
 
   def _noise(self, key: RandomKey, rows: Int[Array, 'b']) -> Noise:
-    keys = projection.row_keys(jax.random.fold_in(key, 0), rows)
+    keys = row_keys(jax.random.fold_in(key, 0), rows)
     of_layer = lambda i: jax.vmap(lambda one: jax.random.fold_in(one, i))(keys)
     return tuple(
       projection.normal(of_layer(i), (side, side, 1))
@@ -197,13 +199,13 @@ class Projection:
     """What is kept of x for `_distance`."""
     if self.score.projection.loss == 'l1':
       return x
-    return self._lpips.apply(state.frozen[PART], _unit(x), method='kept')
+    return self._lpips.apply(state.frozen[PART], to_unit(x), method='kept')
 
   def _distance(self, state: State, target: PyTree) -> projection.Distance:
     if self.score.projection.loss == 'l1':
       return lambda y: jnp.abs(target - y).mean(axis=(1, 2, 3))
     return lambda y: self._lpips.apply(
-      state.frozen[PART], target, _unit(y), method='against'
+      state.frozen[PART], target, to_unit(y), method='against'
     )
 
   def _init_encoder(self, key: RandomKey, state: State) -> State:
@@ -232,11 +234,3 @@ class Projection:
 def _generator(state: State) -> PyTree:
   """Its moving average."""
   return state.ema['generator']
-
-
-def _signed(batch: Batch) -> Images:
-  return 2 * batch.unit - 1
-
-
-def _unit(signed: Images) -> Images:
-  return (signed + 1) / 2

@@ -296,8 +296,5 @@ class Reverse:
 
   def answer(self, state: State, stages: Stages) -> Stages:
     """The student's stages."""
-    variables = {
-      'params': state.params['student'],
-      'batch_stats': state.batch_stats['student'],
-    }
-    return [wide(x) for x in self.student.apply(variables, stages)]
+    found = self.student.apply(state.variables('student'), stages)
+    return [wide(x) for x in found]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed import errors
-from jaxmed.method import Batch, Phase, RandomKey, Step
+from jaxmed.method import Batch, Phase, RandomKey, Step, row_keys
 from jaxmed.ops import colour
 
 # The ranges of Liu et al. 2017, Detecting Cancer Metastases on Gigapixel
@@ -61,9 +61,7 @@ def wrap(phase: Phase, names: Sequence[str]) -> Phase:
 
 def augment(batch: Batch, key: RandomKey, names: Sequence[str]) -> Batch:
   """One batch, augmented. Its image becomes float if a colour is changed."""
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-    key, jnp.arange(len(batch.row))
-  )
+  keys = row_keys(key, jnp.arange(len(batch.row)))
   image, mask = batch.image, batch.mask
   if any(name in COLOURS for name in names):
     image = batch.unit

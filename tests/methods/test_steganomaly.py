@@ -7,7 +7,7 @@ import pytest
 
 from jaxmed.configs.steganomaly import get_config
 from jaxmed.errors import UserError
-from jaxmed.method import Batch, Info, State
+from jaxmed.method import Batch, Info, State, row_keys
 from jaxmed.methods import cyclegan, steganomaly
 from jaxmed.nn import cycle
 
@@ -39,7 +39,7 @@ def bridge(**changes):
 
 
 def keys(rows):
-  return cycle.keys_of(jax.random.key(5), jnp.asarray(rows))
+  return row_keys(jax.random.key(5), jnp.asarray(rows))
 
 
 def power(x) -> np.ndarray:

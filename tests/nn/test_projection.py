@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from jaxmed.method import row_keys
 from jaxmed.nn import projection
 
 SETTINGS = {
@@ -214,8 +215,8 @@ def test_a_latent_a_layer_is_searched_for():
 
 def test_keys_are_of_rows_and_not_of_places():
   key = jax.random.key(0)
-  keys = projection.row_keys(key, jnp.array([5, 9]))
-  turned = projection.row_keys(key, jnp.array([9, 5]))
+  keys = row_keys(key, jnp.array([5, 9]))
+  turned = row_keys(key, jnp.array([9, 5]))
   one, other = (projection.normal(k, (2, 2)) for k in (keys, turned))
   np.testing.assert_array_equal(one, other[::-1])
   assert not np.array_equal(one[0], one[1])
