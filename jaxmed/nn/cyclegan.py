@@ -12,6 +12,7 @@ from jaxmed.nn.munit import NORMAL, reflect
 from jaxmed.nn.norms import instance_norm
 from jaxmed.nn.precision import wide
 from jaxmed.nn.torchlike import convolution
+from jaxmed.nn.transposed import Transposed
 
 DOWN = 2  # Halvings, and doublings, of the generator.
 Images = Float[Array, 'b h w c']
@@ -42,13 +43,13 @@ class Generator(nn.Module):
     for i in range(self.residual_blocks):
       x = ResidualBlock(self.dtype, name=f'residual_{i}')(x)
     for i in range(DOWN):
-      up = nn.ConvTranspose(
+      up = Transposed(
         self.dim * 2 ** (DOWN - 1 - i),
-        (3, 3),
-        strides=(2, 2),
+        window=3,
+        stride=2,
         # PyTorch's padding of 1, and one more pixel at the end.
-        padding=((1, 2), (1, 2)),
-        transpose_kernel=True,
+        pads=((1, 0), (1, 0)),
+        use_bias=True,
         dtype=self.dtype,
         kernel_init=NORMAL,
         name=f'up_{i}',

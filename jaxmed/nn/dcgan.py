@@ -10,18 +10,13 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from jaxmed.nn.munit import NORMAL
-from jaxmed.nn.norms import BatchNorm
+from jaxmed.nn.norms import BatchNorm, around_one
 from jaxmed.nn.precision import wide
 from jaxmed.nn.torchlike import convolution
 from jaxmed.nn.transposed import Transposed
 
 HEAD = 4  # Side of the smallest map, px.
 Images = Float[Array, 'b h w c']
-
-
-def _scales_init(key, shape, dtype=jnp.float32):
-  """Around 1, as the example draws them."""
-  return 1 + NORMAL(key, shape, dtype)
 
 
 class Generator(nn.Module):
@@ -37,7 +32,7 @@ class Generator(nn.Module):
     *features, first = self.widths
     for i, width in enumerate((first, *reversed(features))):
       x = _grow(width, i > 0, self.dtype, f'up_{i}')(x)
-      norm = BatchNorm(scale_init=_scales_init, name=f'norm_{i}')
+      norm = BatchNorm(scale_init=around_one, name=f'norm_{i}')
       x = nn.relu(norm(x, train))
     x = _grow(self.channels, True, self.dtype, 'up_out')(x)
     return jnp.tanh(wide(x))
@@ -62,7 +57,7 @@ class Discriminator(nn.Module):
     for i, width in enumerate(self.widths):
       x = _convolution(width, 2, 1, self.dtype, f'down_{i}')(x)
       if i:
-        norm = BatchNorm(scale_init=_scales_init, name=f'norm_{i}')
+        norm = BatchNorm(scale_init=around_one, name=f'norm_{i}')
         x = norm(x, train, valid)
       x = nn.leaky_relu(x, 0.2)
     logit = _convolution(1, 1, 0, self.dtype, 'head')(x)[:, 0, 0, 0]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from jaxmed.nn.norms import BatchNorm
+from jaxmed.nn.norms import BatchNorm, around_one
 from jaxmed.nn.precision import wide
 from jaxmed.nn.torchlike import convolution
 from jaxmed.nn.transposed import Transposed
@@ -22,11 +22,6 @@ SPREAD = nn.initializers.normal(0.02)
 Map = Float[Array, 'b h w c']
 Valid = Bool[Array, 'b'] | None
 Layer = Callable[[Array], Array]
-
-
-def around_one(key, shape, dtype=jnp.float32):
-  """First scales of norms."""
-  return 1 + SPREAD(key, shape, dtype)
 
 
 def batch_norm(name: str, train: bool, valid: Valid) -> Layer:

@@ -18,6 +18,11 @@ SPACE = (1, 2)
 EXAMPLE = (1, 2, 3)
 
 
+def around_one(key, shape, dtype=jnp.float32):
+  """First scales, N(1, 0.02^2), as DCGAN's are drawn."""
+  return 1 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
 def instance_norm(x: Features, epsilon: float = 1e-5) -> Features:
   """Each channel of each image to mean 0, variance 1; nothing learned."""
   exact = wide(x)
