@@ -23,7 +23,6 @@ from jaxmed.method import (
   Info,
   Method,
   Phase,
-  PyTree,
   Score,
   State,
 )
@@ -206,26 +205,13 @@ def load_parts(
 
 def shapes(method: Method, state: State, info: Info, batch: int) -> Score:
   """What the method says of a batch, by shape alone."""
-  args = state, _abstract_batch(info, batch), jax.random.key(0)
-  if method.search is not None:
-    args = *args, found_shapes(method, state, info, batch)
-  return jax.eval_shape(method.score, *args)
-
-
-def found_shapes(
-  method: Method, state: State, info: Info, batch: int
-) -> PyTree:
-  """What the method's search keeps of a batch, by shape alone."""
-  key = jax.random.key(0)
-  return jax.eval_shape(
-    method.search.init, key, state, _abstract_batch(info, batch)
-  )
-
-
-def _abstract_batch(info: Info, batch: int) -> Batch:
   one = jax.ShapeDtypeStruct((batch,), jnp.int32)
   image = jax.ShapeDtypeStruct((batch, *info.image), jnp.uint8)
-  return Batch(image, one, one)
+  args = state, Batch(image, one, one), jax.random.key(0)
+  if method.search is not None:
+    found = jax.eval_shape(method.search.init, args[2], *args[:2])
+    args = *args, found
+  return jax.eval_shape(method.score, *args)
 
 
 def _check_names(config: ConfigDict, score: Score) -> None:

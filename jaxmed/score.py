@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float
@@ -25,6 +24,7 @@ from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.method import Batch, Info, State
 from jaxmed.pipeline import Cohort, open_cohort, read_batch, stain
+from jaxmed.searching import Searching
 from jaxmed.training import loop, sharding
 
 Named = dict[str, np.ndarray]
@@ -256,12 +256,9 @@ class Run:
     return self._compiled(maps, panels)(self.state, batch, self._key, found)
 
   def _search(self, batch: Batch):
-    """Stepped from here, so that the step is compiled once."""
-    init, step = self._searching
+    """What is found, and now and then a line on how quickly."""
     steps, began = self.method.search.steps, time.monotonic()
-    found = init(self._key, self.state, batch)
-    for number in range(steps):
-      found = step(self._key, self.state, batch, found, jnp.int32(number))
+    found = self._searching(self._key, self.state, batch)
     jax.block_until_ready(found)
     seconds = time.monotonic() - began
     images = int((np.asarray(batch.row) >= 0).sum())
@@ -282,18 +279,8 @@ class Run:
     return set()
 
   @functools.cached_property
-  def _searching(self):
-    """What has an entry for each image stays where the image is."""
-    search, rows = self.method.search, self.rows_sharding
-    shapes = learn.found_shapes(self.method, self.state, self.info, self.batch)
-    whole = sharding.replicated(rows.mesh)
-    places = jax.tree.map(
-      lambda leaf: rows if leaf.shape[:1] == (self.batch,) else whole, shapes
-    )
-    return (
-      jax.jit(search.init, out_shardings=places),
-      jax.jit(search.step, donate_argnums=3, out_shardings=places),
-    )
+  def _searching(self) -> Searching:
+    return Searching(self.method.search)
 
   def _compile(self, maps: tuple[str, ...], panels: bool):
     """Only what is wanted is computed."""

@@ -32,9 +32,10 @@ from jaxmed.collapse import Collapse
 from jaxmed.datasets.records import Records, Rows
 from jaxmed.errors import UserError
 from jaxmed.fid import Fid
-from jaxmed.method import Batch, Images, Method, Phase, Score, State
+from jaxmed.method import Images, Method, Phase, Score, State
 from jaxmed.pipeline import Cohort, open_cohort, stain
 from jaxmed.provenance import Provenance
+from jaxmed.searching import Searching
 from jaxmed.training import distributed, sharding
 from jaxmed.training.loop import At
 from jaxmed.training.watching import Unwatched
@@ -88,27 +89,18 @@ class Normals:
     everywhere = sharding.replicated(mesh)
     self._score = jax.jit(score, out_shardings=everywhere)
     self._key, self._open = jax.random.key(seed), open_normals
-    self._search = method.search
-    if self._search is not None:
-      self._init = jax.jit(self._search.init)
-      self._step = jax.jit(self._search.step, donate_argnums=3)
+    self._searching = method.search and Searching(method.search)
 
   def __call__(self, state: State) -> float:
     found = []
     with contextlib.closing(self._open()) as cohort:
       for batch in cohort:
-        args = state, batch, self._key, *self._searched(state, batch)
+        args = state, batch, self._key
+        if self._searching:
+          args = *args, self._searching(self._key, state, batch)
         values, rows = map(np.asarray, self._score(*args))
         found.append(values[rows >= 0])
     return float(np.concatenate(found).mean(dtype=np.float64))
-
-  def _searched(self, state: State, batch: Batch) -> tuple[Any, ...]:
-    if self._search is None:
-      return ()
-    found = self._init(self._key, state, batch)
-    for number in range(self._search.steps):
-      found = self._step(self._key, state, batch, found, jnp.int32(number))
-    return (found,)
 
 
 class Watch(Unwatched):

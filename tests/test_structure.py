@@ -61,6 +61,7 @@ TOP = {
   'score_files',
   'score_records',
   'score_slides',
+  'searching',
   'slide_files',
   'slide_stream',
   'slide_work',
