@@ -15,16 +15,14 @@ PyTorch's threads wait for one another by spinning: pin both sides to a core.
 """
 
 import argparse
-import os
-import time
 
 import jax
 import numpy as np
+import turns
 
 from jaxmed.configs import munit as configs
 from jaxmed.method import Batch, Info, State
 from jaxmed.methods import munit
-from jaxmed.training.writer import matrix_peak
 from jaxmed.weights.names import to_foreign
 
 
@@ -41,12 +39,13 @@ def main():
   init = jax.jit(lambda key: phase.init(key, State()))
   state = init.lower(key).compile(quickly)(key)
   batches = draw(options.size, options.batch)
-  sides = {'jaxmed': Ours(phase, state, batches, key)}
+  sides = {'jaxmed': Ours(phase.step, state, batches, key)}
   if options.torch:
     checkpoint = to_foreign(munit.names(config.model), {'params': state.params})
     sides['torch'] = Theirs(config, checkpoint, batches, options.bf16)
-    print('first losses:', {k: side.step() for k, side in sides.items()})
-  report(sides, options)
+    print('first losses:', {k: side.losses() for k, side in sides.items()})
+  dtype = 'bfloat16' if options.bf16 else 'float32'
+  turns.report(sides, options, 2 * options.batch, dtype)
 
 
 def arguments() -> argparse.Namespace:
@@ -71,62 +70,11 @@ def draw(size: int, batch: int) -> dict[str, Batch]:
   }
 
 
-def report(sides: dict, options: argparse.Namespace):
-  """Turns of both sides, then what they took."""
-  taken = {name: [] for name in sides}
-  for turn in range(options.turns + 1):
-    for name, side in sides.items():
-      began = time.perf_counter(), time.process_time()
-      for _ in range(options.steps):
-        side.step(wait=False)
-      side.wait()
-      ended = time.perf_counter(), time.process_time()
-      if turn:  # The first warms up.
-        taken[name].append(np.subtract(ended, began) / options.steps)
-  medians = {name: np.median(times, axis=0) for name, times in taken.items()}
-  peak = matrix_peak('bfloat16' if options.bf16 else 'float32')
-  device = jax.devices()[0].device_kind
-  load = os.getloadavg()[0]
-  print(f'{device}, {os.cpu_count()} cores, load {load:.1f}; {options}')
-  for name, (wall, processor) in medians.items():
-    print(
-      f'{name:7} {2 * options.batch / wall:8.1f} images/s, '
-      f'{wall:.3f} s a step, processor {processor:.3f} s'
-    )
-  flops = sides['jaxmed'].flops
-  share = 100 * flops / medians['jaxmed'][0] / peak
-  print(
-    f'jaxmed  {flops / 1e9:.1f} GFLOP a step, {share:.0f} % of the measured '
-    f'peak of {peak / 1e12:.2f} TFLOP/s; compiled in '
-    f'{sides["jaxmed"].compiled:.0f} s'
-  )
-  if 'torch' in medians:
-    wall, processor = medians['torch'] / medians['jaxmed']
-    print(f'ratio   {wall:.2f} times eager PyTorch', end='')
-    cpu = jax.default_backend() == 'cpu'
-    print(f', {processor:.2f} by processor time' if cpu else '')
-
-
-class Ours:
-  """The jitted step, as the loop runs it."""
-
-  def __init__(self, phase, state, batches, key):
-    began = time.perf_counter()
-    step = jax.jit(phase.step, donate_argnums=0)
-    self._step = step.lower(state, batches, key).compile()
-    self.compiled = time.perf_counter() - began
-    self.flops = self._step.cost_analysis()['flops']
-    self._state, self._inputs = state, (batches, key)
-
-  def step(self, wait: bool = True) -> dict[str, float] | None:
-    self._state, self._scalars = self._step(self._state, *self._inputs)
-    if wait:
-      parts = ('discriminator', 'generator')
-      return {p: float(self._scalars[f'{p}/loss']) for p in parts}
-    return None
-
-  def wait(self):
-    jax.block_until_ready(self._state)
+class Ours(turns.Jitted):
+  def losses(self) -> dict[str, float]:
+    self.step()
+    parts = ('discriminator', 'generator')
+    return {p: float(self.scalars[f'{p}/loss']) for p in parts}
 
 
 class Theirs:
@@ -147,9 +95,12 @@ class Theirs:
       config.model, config.train, checkpoint, device, bf16
     )
 
-  def step(self, wait: bool = True) -> dict[str, float] | None:
-    losses = self._step(self._images)
-    return {k: float(v) for k, v in losses.items()} if wait else None
+  def step(self) -> None:
+    self._losses = self._step(self._images)
+
+  def losses(self) -> dict[str, float]:
+    self.step()
+    return {k: float(v) for k, v in self._losses.items()}
 
   def wait(self):
     if self._torch.cuda.is_available():

@@ -13,12 +13,11 @@ sides to a core (taskset -c 0).
 """
 
 import argparse
-import os
-import time
 
 import jax
 import numpy as np
 import torch
+import turns
 from rd_torch import BLOCKS, Trainer
 
 from jaxmed import pretrained
@@ -27,7 +26,6 @@ from jaxmed.method import Batch, Info, State
 from jaxmed.methods import rd
 from jaxmed.nn.reverse import TABLE
 from jaxmed.nn.trunk import DEVIATION, MEAN, trunk
-from jaxmed.training.writer import matrix_peak
 from jaxmed.weights.names import to_foreign
 
 
@@ -46,11 +44,11 @@ def main():
   state = init.lower(key).compile(quickly)(key)
   batch = draw(options.size, options.batch)
   theirs = Theirs(config, state, batch)
-  ours = Ours(phase, state, batch, key)
+  ours = Ours(phase.step, state, {'normal': batch}, key)
   sides = {'jaxmed': ours, 'torch': theirs}
   for name, side in sides.items():
     print(f'{name} first losses: {side.loss():.5f} {side.loss():.5f}')
-  report(sides, options)
+  turns.report(sides, options, options.batch)
 
 
 def arguments() -> argparse.Namespace:
@@ -70,27 +68,10 @@ def draw(size: int, batch: int) -> Batch:
   return jax.device_put(Batch(images, rows, np.zeros(batch, np.int32)))
 
 
-class Ours:
-  """The jitted step, as the loop runs it."""
-
-  def __init__(self, phase, state, batch, key):
-    began = time.perf_counter()
-    step = jax.jit(phase.step, donate_argnums=0)
-    self._inputs = {'normal': batch}, key
-    self._step = step.lower(state, *self._inputs).compile()
-    self.compiled = time.perf_counter() - began
-    self.flops = self._step.cost_analysis()['flops']
-    self._state = state
-
-  def step(self):
-    self._state, self._scalars = self._step(self._state, *self._inputs)
-
+class Ours(turns.Jitted):
   def loss(self) -> float:
     self.step()
-    return float(self._scalars['student/loss'])
-
-  def wait(self):
-    jax.block_until_ready(self._state)
+    return float(self.scalars['student/loss'])
 
 
 class Theirs:
@@ -121,40 +102,6 @@ class Theirs:
   def wait(self):
     if torch.cuda.is_available():
       torch.cuda.synchronize()
-
-
-def report(sides: dict, options: argparse.Namespace):
-  """Turns of both sides, then what they took."""
-  taken = {name: [] for name in sides}
-  for turn in range(options.turns + 1):
-    for name, side in sides.items():
-      began = time.perf_counter(), time.process_time()
-      for _ in range(options.steps):
-        side.step()
-      side.wait()
-      ended = time.perf_counter(), time.process_time()
-      if turn:  # The first warms up.
-        taken[name].append(np.subtract(ended, began) / options.steps)
-  medians = {name: np.median(times, axis=0) for name, times in taken.items()}
-  device = jax.devices()[0].device_kind
-  load = os.getloadavg()[0]
-  print(f'{device}, {os.cpu_count()} cores, load {load:.1f}; {options}')
-  for name, (wall, processor) in medians.items():
-    print(
-      f'{name:7} {options.batch / wall:8.1f} images/s, {wall:.3f} s a step, '
-      f'processor {processor:.3f} s'
-    )
-  ours, peak = sides['jaxmed'], matrix_peak('float32')
-  share = 100 * ours.flops / medians['jaxmed'][0] / peak
-  print(
-    f'jaxmed  {ours.flops / 1e9:.1f} GFLOP a step, {share:.0f} % of the '
-    f'measured peak of {peak / 1e12:.2f} TFLOP/s; compiled in '
-    f'{ours.compiled:.0f} s'
-  )
-  wall, processor = medians['torch'] / medians['jaxmed']
-  print(f'ratio   {wall:.2f} times eager PyTorch', end='')
-  cpu = jax.default_backend() == 'cpu'
-  print(f', {processor:.2f} by processor time' if cpu else '')
 
 
 if __name__ == '__main__':

@@ -14,20 +14,18 @@ sides to a core (taskset -c 0).
 """
 
 import argparse
-import os
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+import turns
 from stylegan2_torch import Trainer
 
 from jaxmed.configs import stylegan2 as configs
 from jaxmed.method import Batch, Info, State
 from jaxmed.methods.stylegan2 import StyleGan2, step_of
 from jaxmed.nn.stylegan2 import FORMS, TABLE
-from jaxmed.training.writer import matrix_peak
 from jaxmed.weights.names import to_foreign
 
 
@@ -48,8 +46,8 @@ def main():
   weights = to_foreign(TABLE, {'params': state.params})
   theirs = Theirs(Trainer(gans['scaled'], weights, device), options)
   compare(gans['scaled'], state, theirs.trainer, options)
-  sides = {form: Ours(gan, state, options) for form, gan in gans.items()}
-  report(sides | {'torch': theirs}, options)
+  sides = {form: ours(gan, state, options) for form, gan in gans.items()}
+  turns.report(sides | {'torch': theirs}, options, options.batch)
 
 
 def arguments() -> argparse.Namespace:
@@ -84,12 +82,12 @@ def compare(gan, state: State, trainer: Trainer, options):
   ]
 
   @jax.jit
-  def ours(params, z, noises):
+  def both(params, z, noises):
     w = gan.each_layer(gan.map(params['generator'], z))
     image = gan.draw(params['generator'], w, noises)
     return image, gan.judge(params['discriminator'], image)
 
-  image, judged = ours(state.params, z, noises)
+  image, judged = both(state.params, z, noises)
   with torch.no_grad():
     given = lambda x: torch.tensor(x).to(trainer.device)
     generator = trainer.generator
@@ -104,27 +102,13 @@ def compare(gan, state: State, trainer: Trainer, options):
   )
 
 
-class Ours:
-  """The jitted step, as the loop runs it."""
-
-  def __init__(self, gan, state: State, options):
-    rows = jnp.arange(options.batch, dtype=jnp.int32)
-    batch = jax.device_put(Batch(images(options), rows, jnp.zeros_like(rows)))
-    terms = {term: True for term in options.terms}
-    step = step_of(gan, options.batch, **terms)
-    self._inputs = {'normal': batch}, jax.random.key(0)
-    began = time.perf_counter()
-    self._step = jax.jit(step, donate_argnums=0)
-    self._step = self._step.lower(state, *self._inputs).compile()
-    self.compiled = time.perf_counter() - began
-    self.flops = self._step.cost_analysis()['flops']
-    self._state = jax.tree.map(jnp.copy, state)
-
-  def step(self):
-    self._state, _ = self._step(self._state, *self._inputs)
-
-  def wait(self):
-    jax.block_until_ready(self._state)
+def ours(gan, state: State, options) -> turns.Jitted:
+  rows = jnp.arange(options.batch, dtype=jnp.int32)
+  batch = jax.device_put(Batch(images(options), rows, jnp.zeros_like(rows)))
+  terms = {term: True for term in options.terms}
+  step = step_of(gan, options.batch, **terms)
+  state = jax.tree.map(jnp.copy, state)
+  return turns.Jitted(step, state, {'normal': batch}, jax.random.key(0))
 
 
 class Theirs:
@@ -142,42 +126,6 @@ class Theirs:
   def wait(self):
     if torch.cuda.is_available():
       torch.cuda.synchronize()
-
-
-def report(sides: dict, options: argparse.Namespace):
-  """Turns of all sides, then what they took."""
-  taken = {name: [] for name in sides}
-  for turn in range(options.turns + 1):
-    for name, side in sides.items():
-      began = time.perf_counter(), time.process_time()
-      for _ in range(options.steps):
-        side.step()
-      side.wait()
-      ended = time.perf_counter(), time.process_time()
-      if turn:  # The first warms up.
-        taken[name].append(np.subtract(ended, began) / options.steps)
-  medians = {name: np.median(times, axis=0) for name, times in taken.items()}
-  device = jax.devices()[0].device_kind
-  load = os.getloadavg()[0]
-  print(f'{device}, {os.cpu_count()} cores, load {load:.1f}; {options}')
-  for name, (wall, processor) in medians.items():
-    print(
-      f'{name:8} {options.batch / wall:8.1f} images/s, {wall:.3f} s a step, '
-      f'processor {processor:.3f} s'
-    )
-  peak = matrix_peak('float32')
-  for form in FORMS:
-    side = sides[form]
-    share = 100 * side.flops / medians[form][0] / peak
-    wall, processor = medians['torch'] / medians[form]
-    print(
-      f'{form:8} {side.flops / 1e9:.1f} GFLOP a step, {share:.0f} % of the '
-      f'measured peak of {peak / 1e12:.2f} TFLOP/s; compiled in '
-      f'{side.compiled:.0f} s'
-    )
-    print(f'ratio    {wall:.2f} times eager PyTorch', end='')
-    cpu = jax.default_backend() == 'cpu'
-    print(f', {processor:.2f} by processor time' if cpu else '')
 
 
 if __name__ == '__main__':
