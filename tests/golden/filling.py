@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 import numpy as np
+import optax
 
 from tests.golden import rule
 
@@ -46,10 +47,39 @@ def _weight(manifest: dict, name: str, shape, kind: str) -> np.ndarray:
   return rule.weight_tf(*key, kind)
 
 
+def jit(function):
+  """Compiled with little care: it runs only once or twice."""
+  return jax.jit(
+    function, compiler_options={'xla_backend_optimization_level': 0}
+  )
+
+
 def quickly(function, *arguments):
-  """Its result; compiled as little as can be, as it is run but once."""
-  lowered = jax.jit(function).lower(*arguments)
-  return lowered.compile({'xla_backend_optimization_level': 0})(*arguments)
+  """The result of what is run but once."""
+  return jit(function)(*arguments)
+
+
+def recording(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """The same, which keeps the gradient it was last given in its state."""
+
+  def update(gradient, state, params):
+    updates, kept = inner.update(gradient, state[1], params)
+    return updates, (gradient, kept)
+
+  init = lambda params: (params, inner.init(params))
+  return optax.GradientTransformation(init, update)
+
+
+def nchw(x: jax.Array) -> jax.Array:
+  """Images as PyTorch has them."""
+  return x.transpose(0, 3, 1, 2)
+
+
+def nhwc(x: np.ndarray) -> np.ndarray:
+  """Images as we have them; a code of one pixel as a vector."""
+  return x[:, :, 0, 0] if x.shape[2:] == (1, 1) else x.transpose(0, 2, 3, 1)
 
 
 def summary(what: str, array: np.ndarray) -> np.ndarray | float:

@@ -6,7 +6,6 @@ its kink takes another side than the original's.
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 from sklearn.metrics import roc_auc_score
 
@@ -56,7 +55,7 @@ class Run:
     image = side, side, sizes['nc']
     self.manifest = manifest
     self.gan = Ganomaly(ConfigDict(model), ConfigDict(train), image)
-    self.gan.adam = _recording(self.gan.adam)
+    self.gan.adam = filling.recording(self.gan.adam)
     self.given = filling.state(manifest)
     self.x = {
       name: array.transpose(0, 2, 3, 1).astype(dtype)
@@ -100,18 +99,18 @@ class Run:
 
     for mode, run in (('train', train), ('eval', evaluate)):
       (y, *codes), (real, fake) = run(self.state)
-      found[f'{mode}/fake'] = _nchw(y)
+      found[f'{mode}/fake'] = filling.nchw(y)
       for name, z in zip(('latent_i', 'latent_o'), codes, strict=True):
         found[f'{mode}/{name}'] = z[:, :, None, None]
       for end, (logit, features) in (('', real), ('_fake', fake)):
         found[f'{mode}/pred{end}'] = jax.nn.sigmoid(logit)
-        found[f'{mode}/feat{end}'] = _nchw(features)
+        found[f'{mode}/feat{end}'] = filling.nchw(features)
     return found
 
   def train(self) -> dict:
     """Two steps, then what the original tests with the result's statistics."""
     found, state, key = {}, self.state, jax.random.key(0)
-    step = _jit(self.gan.step)
+    step = filling.jit(self.gan.step)
     for number in (1, 2):
       x, prefix = self.x[f'x{number}'], f'step{number}'
       state, scalars = step(state, x, np.ones(len(x), bool), key)
@@ -158,11 +157,11 @@ class Run:
   def moved(self) -> dict:
     """Statistics after passes in training mode from the filled ones."""
 
-    @_jit
+    @filling.jit
     def drawn(state, stats, x):
       return self.gan.draw(state.params['generator'], stats, x)
 
-    @_jit
+    @filling.jit
     def judged(state, stats, x):
       return self.gan.judge(state.params['discriminator'], stats, x)
 
@@ -213,25 +212,3 @@ LOSSES = (
   ('discriminator/real', 'err_d_real'),
   ('discriminator/fake', 'err_d_fake'),
 )
-
-
-def _recording(inner: optax.GradientTransformation):
-  """The same, which keeps the gradient it was last given in its state."""
-
-  def update(gradient, state, params):
-    updates, kept = inner.update(gradient, state[1], params)
-    return updates, (gradient, kept)
-
-  init = lambda params: (params, inner.init(params))
-  return optax.GradientTransformation(init, update)
-
-
-def _jit(function):
-  """Compiled with little care: it runs only once or twice."""
-  return jax.jit(
-    function, compiler_options={'xla_backend_optimization_level': 0}
-  )
-
-
-def _nchw(x):
-  return np.asarray(x).transpose(0, 3, 1, 2)

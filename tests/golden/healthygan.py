@@ -17,7 +17,6 @@ from jaxmed.method import State
 from jaxmed.methods.healthygan import TABLE, HealthyGan, View, make_schedule
 from jaxmed.weights.names import from_foreign, to_foreign
 from tests.golden import filling
-from tests.golden.munit import _jit, _nchw, _nhwc, _recording
 
 LOSSES = {
   'D/loss_real': 'discriminator/real',
@@ -119,7 +118,7 @@ def _inputs(manifest: dict, dtype) -> dict[str, np.ndarray]:
       uniform = special.ndtr(array.astype(np.float64)).astype(np.float32)
       found[name] = uniform.astype(dtype)
     else:
-      found[name] = _nhwc(array).astype(dtype)
+      found[name] = filling.nhwc(array).astype(dtype)
   return found
 
 
@@ -142,18 +141,18 @@ def _forward(manifest: dict) -> dict[str, np.ndarray]:
     judge = {'params': state.params['discriminator']}
     features, patches = gan.discriminator.apply(judge, two)
     seen, other = View.of(one, own), gan.view(state, two)
-    shown = lambda image: _nchw(jnp.clip((image + 1) / 2, 0, 1))
+    shown = lambda image: filling.nchw(jnp.clip((image + 1) / 2, 0, 1))
     healthy = {name: gan.view(state, x[name]).healthy for name in scored}
     return {
-      'G/eval/image_raw': _nchw(fixed.image),
-      'G/eval/mask_raw': _nchw(fixed.mask),
-      'G/train/image_raw': _nchw(own.image),
-      'G/train/mask_raw': _nchw(own.mask),
-      'D/features': _nchw(features),
-      'D/src': _nchw(patches),
+      'G/eval/image_raw': filling.nchw(fixed.image),
+      'G/eval/mask_raw': filling.nchw(fixed.mask),
+      'G/train/image_raw': filling.nchw(own.image),
+      'G/train/mask_raw': filling.nchw(own.mask),
+      'D/features': filling.nchw(features),
+      'D/src': filling.nchw(patches),
       'test/fake_a': shown(seen.image),
       'test/healthy_a': shown(seen.healthy),
-      'test/mask_a': _nchw(seen.mask),
+      'test/mask_a': filling.nchw(seen.mask),
       'test/healthy_b': shown(other.healthy),
       'testAUC/scores': jnp.concatenate(
         [
@@ -189,14 +188,16 @@ class Trace:
     self.gan = HealthyGan(
       self.config.model, self.config.train, self.x['x_a1'].shape[-1]
     )
-    self.gan.adam = {k: _recording(tx) for k, tx in self.gan.adam.items()}
+    self.gan.adam = {
+      k: filling.recording(tx) for k, tx in self.gan.adam.items()
+    }
     self.state = _filled(manifest, self.gan, self.x['x_a1'], np.float64)
 
   def run(self) -> dict[str, np.ndarray]:
     gan, train = self.gan, self.config.train
     discriminate, generate = (
-      _jit(gan.discriminator_step),
-      _jit(gan.generator_step),
+      filling.jit(gan.discriminator_step),
+      filling.jit(gan.generator_step),
     )
     state, found, steps = self.state, {}, {'G': 0, 'D': 0}
     before = self._theirs(state)

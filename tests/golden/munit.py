@@ -11,7 +11,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from jaxmed.method import State
@@ -102,9 +101,9 @@ class Run:
     given = manifest['hyperparameters']
     channels = {d: given[f'input_dim_{d}'] for d in munit.OTHER}
     self.munit = munit.Munit(config.model, config.train.weights, channels)
-    self.optimiser = _recording(munit.make_optimiser(config.train))
+    self.optimiser = filling.recording(munit.make_optimiser(config.train))
     self.x = {
-      name: _nhwc(array).astype(dtype)
+      name: filling.nhwc(array).astype(dtype)
       for name, array in filling.inputs(manifest).items()
     }
     self.images = {d: self.x[f'x_{d}'] for d in munit.OTHER}
@@ -132,7 +131,7 @@ class Run:
     def both(state, x):
       return _forward(self.munit, state.params, x) | self._first_losses(state)
 
-    return jax.tree.map(np.asarray, _jit(both)(self.state, self.x))
+    return jax.tree.map(np.asarray, filling.jit(both)(self.state, self.x))
 
   def _first_losses(self, state: State) -> dict[str, jax.Array]:
     generators = state.params['generator']
@@ -157,7 +156,7 @@ class Run:
   def train(self) -> dict[str, np.ndarray]:
     """Two rounds of the method's own update."""
 
-    @_jit
+    @filling.jit
     def advance(state, styles):
       return munit.update(
         self.munit,
@@ -180,8 +179,10 @@ class Run:
       )
     after = self._theirs(state.params)
     outputs |= filling.summaries('after2', names, after, self.given)
-    reconstruct = _jit(lambda params, x: self.munit.translate(params, 'aa', x))
-    outputs['after2/reconstruct'] = _nchw(
+    reconstruct = filling.jit(
+      lambda params, x: self.munit.translate(params, 'aa', x)
+    )
+    outputs['after2/reconstruct'] = filling.nchw(
       reconstruct(state.params['generator'], self.images['a'])
     )
     return jax.tree.map(np.asarray, outputs)
@@ -198,15 +199,19 @@ def _forward(networks, params: dict, x: dict) -> dict[str, jax.Array]:
   judged = networks.judge(critics, 'a', x_a)
   on_fake = networks.judge(critics, 'a', x['x_b'])
   return {
-    'encode/content': _nchw(content),
+    'encode/content': filling.nchw(content),
     'encode/style': style[:, :, None, None],
-    'decode/image': _nchw(networks.decode(generators, 'a', content, s)),
+    'decode/image': filling.nchw(networks.decode(generators, 'a', content, s)),
     'decode/adain_params': networks.generator['a'].apply(
       {'params': generators['a']}, s, method='norms'
     ),
-    'reconstruct/image': _nchw(networks.translate(generators, 'aa', x_a)),
-    'translate/a_to_b': _nchw(networks.decode(generators, 'b', content, s)),
-    **{f'dis/out{i}': _nchw(logits) for i, logits in enumerate(judged)},
+    'reconstruct/image': filling.nchw(
+      networks.translate(generators, 'aa', x_a)
+    ),
+    'translate/a_to_b': filling.nchw(
+      networks.decode(generators, 'b', content, s)
+    ),
+    **{f'dis/out{i}': filling.nchw(logits) for i, logits in enumerate(judged)},
     'dis/calc_dis_loss': sum(
       jnp.square(fake).mean() + jnp.square(real - 1).mean()
       for fake, real in zip(on_fake, judged, strict=True)
@@ -234,24 +239,6 @@ def _named(prefix: str, scalars: dict) -> dict[str, jax.Array]:
   }
 
 
-def _recording(inner: optax.GradientTransformation):
-  """The same, which keeps the gradient it was last given in its state."""
-
-  def update(gradient, state, params):
-    updates, kept = inner.update(gradient, state[1], params)
-    return updates, (gradient, kept)
-
-  init = lambda params: (params, inner.init(params))
-  return optax.GradientTransformation(init, update)
-
-
-def _jit(function):
-  """Compiled with little care: it runs only once or twice."""
-  return jax.jit(
-    function, compiler_options={'xla_backend_optimization_level': 0}
-  )
-
-
 def rate_trace(manifest: dict, config: ConfigDict) -> np.ndarray:
   """The rates of the first iterations, with the constants its text names."""
   text = manifest['outputs']['lr_trace']
@@ -262,12 +249,3 @@ def rate_trace(manifest: dict, config: ConfigDict) -> np.ndarray:
   train.decay_steps = int(said['step_size'])
   schedule = munit.make_schedule(train)
   return np.array([schedule(i) for i in range(int(count[1]) + 1)])
-
-
-def _nhwc(x: np.ndarray) -> np.ndarray:
-  """Images to channels last; a code of one pixel to a vector."""
-  return x[:, :, 0, 0] if x.shape[2:] == (1, 1) else x.transpose(0, 2, 3, 1)
-
-
-def _nchw(x: jax.Array) -> jax.Array:
-  return x.transpose(0, 3, 1, 2)
