@@ -7,12 +7,14 @@ import pyarrow as pa
 
 from jaxmed import score_records
 from jaxmed.configs import patchcore
+from jaxmed.datasets.records import Records
 
 
-class _Records:
+class _Records(Records):
   """An index of 100 records, of which the first ten are for validation."""
 
-  index = pa.table({'label': np.arange(100) % 2})
+  def __init__(self):
+    self.index = pa.table({'label': np.arange(100) % 2})
 
   def select(self, query: str) -> np.ndarray:
     return np.arange(10) if query == 'validation' else np.arange(10, 100)

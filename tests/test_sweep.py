@@ -67,6 +67,7 @@ def launches(monkeypatch):
   return made
 
 
+@pytest.mark.slow
 def test_one_fails_the_others_are_compared_and_a_second_call_goes_on(
   launches, tmp_path, monkeypatch, capsys
 ):

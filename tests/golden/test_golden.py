@@ -25,6 +25,7 @@ SLOW = {
   'healthygan',
   'lpips',
   'metrics',
+  'munit',
   'rd4ad',
   'stylegan2',
 }

@@ -137,6 +137,7 @@ def test_names_are_the_originals_both_ways():
   jax.tree.map(np.testing.assert_array_equal, back, trees)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('part', module.PARTS)
 def test_a_step_moves_its_part_and_its_average(state, steps, part):
   after, scalars = steps[part](state, X, Z, KEY, VALID)

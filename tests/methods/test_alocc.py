@@ -206,6 +206,7 @@ def test_names_are_the_originals_both_ways(state):
   jax.tree.map(np.testing.assert_array_equal, back, trees)
 
 
+@pytest.mark.slow
 def test_first_weights_have_the_originals_spread():
   made = networks.Refiner(8, 8).init(KEY, np.zeros((1, 16, 16, 3), np.float32))
   for name in ('g_encoder_h2_conv', 'g_decoder_h1'):

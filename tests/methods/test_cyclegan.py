@@ -187,6 +187,7 @@ def to_torch(torch, x):
   return torch.from_numpy(signed.transpose(0, 3, 1, 2).copy())
 
 
+@pytest.mark.slow
 def test_networks_losses_and_three_steps_are_those_of_torch(trained):
   torch = pytest.importorskip('torch')
   method, state, step = trained

@@ -63,6 +63,7 @@ def _searching(**changed):
   return run
 
 
+@pytest.mark.slow
 def test_a_search_comes_nearer():
   search = _searching()
   before, after = search(_batch(), 0)[0], search(_batch())[0]
@@ -111,6 +112,7 @@ def test_a_latent_for_every_layer():
   assert score.image['w_distance'].shape == (4,)
 
 
+@pytest.mark.slow
 def test_an_encoder_gives_the_start():
   method = _method(model__encoder=True, train__encoder_steps=3)
   assert [phase.name for phase in method.phases] == ['gan', 'encoder']

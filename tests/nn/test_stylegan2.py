@@ -128,6 +128,7 @@ def test_a_default_form_is_a_form():
   assert {form_of(b) for b in ('cpu', 'gpu', 'tpu')} <= set(stylegan2.FORMS)
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_own_w_and_noise_alone():
   synthesis = Synthesis((4, 3))
   w, noises = _normal(2, 4, 8), tuple(_normal(2, s, s, 1) for s in (4, 8, 8))
@@ -168,6 +169,7 @@ def test_deviation_is_of_every_nth_image(batch, group):
   np.testing.assert_allclose(found, _deviation(x, group), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_groups_on_eight_devices_are_those_on_one():
   widths, x = (4, 3), _normal(16, 8, 8, 3)
   network = Discriminator(widths)
