@@ -50,7 +50,8 @@ class Entry:
   """One row of the table: a preset, and what differs from it."""
 
   config: str
-  weights: str = ''  # A file of the data, of the network named by the preset.
+  weights: str = ''  # A file of the data, of the network named by the preset,
+  fields: tuple[str, ...] = ('model.weights',)  # which goes into these.
   options: tuple[str, ...] = ()
   sets: tuple[str, ...] = tuple(SETS)
 
@@ -64,12 +65,12 @@ METHODS: Mapping[str, Entry] = {
   'padim-squeezenet': Entry('padim:squeezenet1_1', SQUEEZENET),
   'padim-resnet50v2': Entry('padim:resnet50v2', RESNET),
   'rd-resnet50v2': Entry(
-    'rd:resnet50v2', RESNET, ('--config.train.steps=200',)
+    'rd:resnet50v2', RESNET, options=('--config.train.steps=200',)
   ),
   'fwrd-resnet50v2': Entry(
     'fwrd:folder',
     RESNET,
-    ('--config.model.teacher=resnet50v2', '--config.train.steps=200'),
+    options=('--config.model.teacher=resnet50v2', '--config.train.steps=200'),
   ),
   'densenet': Entry(
     'densenet:folder',
@@ -80,6 +81,28 @@ METHODS: Mapping[str, Entry] = {
       '--config.train.steps=300',
     ),
     sets=('oral', 'cxr'),
+  ),
+  'cyclegan': Entry('cyclegan:folder', options=('--config.train.steps=800',)),
+  'steganomaly': Entry(
+    'steganomaly:folder', options=('--config.train.steps=800',)
+  ),
+  'healthygan': Entry(
+    'healthygan:folder', options=('--config.train.steps=1000',)
+  ),
+  'ganomaly': Entry('ganomaly:folder', options=('--config.train.steps=1500',)),
+  'alad': Entry('alad:folder', options=('--config.train.steps=1000',)),
+  'alocc': Entry('alocc:folder', options=('--config.train.steps=400',)),
+  'anogan': Entry('anogan:folder'),
+  'stylegan2': Entry(
+    'stylegan2:folder',
+    SQUEEZENET,
+    ('model.lpips_weights', 'train.watch.trunk'),
+    (
+      '--config.train.steps=600',
+      '--config.train.watch.every=300',
+      '--config.train.watch.images=200',
+      '--config.score.steps=50',
+    ),
   ),
 }
 
@@ -92,19 +115,24 @@ def main() -> int:
   parser.add_argument('--sets', default=','.join(SETS))
   given = parser.parse_args()
   out = given.out.absolute()
+  failed = []
   for name in given.sets.split(','):
     lay_out(given.data.absolute(), name, out / 'images' / name)
     for method in given.only.split(','):
       entry = METHODS[method]
-      if name in entry.sets:
-        launch(entry, given.data.absolute(), name, out, method)
+      if name in entry.sets and launch(
+        entry, given.data.absolute(), name, out, method
+      ):
+        failed.append(f'{name}/{method}')
   rows = list(collect(out))
   with (out / 'real_data.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, rows[0])
     writer.writeheader()
     writer.writerows(rows)
   print(table(rows))
-  return 0
+  if failed:
+    print(f'Failed: {", ".join(failed)}', file=sys.stderr)
+  return bool(failed)
 
 
 def lay_out(data: pathlib.Path, name: str, folder: pathlib.Path) -> None:
@@ -141,11 +169,11 @@ def splits(names: list[str], label: int) -> Iterator[str]:
 
 def launch(
   entry: Entry, data: pathlib.Path, name: str, out: pathlib.Path, method: str
-) -> None:
+) -> int:
   """The whole way of one method on one set, in a process of its own."""
   folder = out / name / method
   if (folder / 'report.html').exists():
-    return
+    return 0
   folder.parent.mkdir(parents=True, exist_ok=True)
   print(f'{name}: {method}', file=sys.stderr, flush=True)
   command = [
@@ -157,8 +185,9 @@ def launch(
     *entry.options,
   ]
   if entry.weights:
-    command.append(f'--config.model.weights={data / "weights" / entry.weights}')
-  subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    file = data / 'weights' / entry.weights
+    command += [f'--config.{field}={file}' for field in entry.fields]
+  return subprocess.run(command, stdout=subprocess.DEVNULL).returncode
 
 
 def collect(out: pathlib.Path) -> Iterator[dict[str, str]]:

@@ -24,7 +24,7 @@ from stylegan2_torch import Trainer
 
 from jaxmed.configs import stylegan2 as configs
 from jaxmed.method import Batch, Info, State
-from jaxmed.methods.stylegan2 import StyleGan2, step_of
+from jaxmed.methods.stylegan2 import StyleGan2, lazy_of, step_of
 from jaxmed.nn.stylegan2 import FORMS, TABLE
 from jaxmed.weights.names import to_foreign
 
@@ -105,8 +105,17 @@ def compare(gan, state: State, trainer: Trainer, options):
 def ours(gan, state: State, options) -> turns.Jitted:
   rows = jnp.arange(options.batch, dtype=jnp.int32)
   batch = jax.device_put(Batch(images(options), rows, jnp.zeros_like(rows)))
-  terms = {term: True for term in options.terms}
-  step = step_of(gan, options.batch, **terms)
+  lazy = dict(zip(('r1', 'path'), lazy_of(gan, options.batch), strict=True))
+  steps = [step_of(gan, options.batch)]
+  steps += [lazy[term][1] for term in options.terms]
+
+  def step(state, batches, key):
+    scalars = {}
+    for one in steps:
+      state, more = one(state, batches, key)
+      scalars |= more
+    return state, scalars
+
   state = jax.tree.map(jnp.copy, state)
   return turns.Jitted(step, state, {'normal': batch}, jax.random.key(0))
 

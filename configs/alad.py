@@ -48,6 +48,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config.data.resize = 0
   config.train.steps = 400
   config.train.ema = 0.98
+  config.train.watch.every = 100
   return config
 
 

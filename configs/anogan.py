@@ -56,6 +56,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config = defaults.phantom(_narrow(paper(config)))
   config.data.resize = 0
   config.train.steps = 400
+  config.train.watch.every = 100
   return config
 
 

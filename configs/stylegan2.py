@@ -56,6 +56,7 @@ def paper(config: ConfigDict) -> ConfigDict:
   )
   config.train.augment = ('flip',)
   config.train.log_every = 100
+  config.train.watch.every = 1600  # Samples and FID, each 51 kimg.
   config.score.update(
     {
       'batch': 16,  # Images that are projected at once.
@@ -97,6 +98,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config.data.resize = 0
   config.data.test_per_class = 100  # What a search has the time for.
   config.train.update({'batch': 8, 'steps': 300, 'average_kimg': 0.2})
+  config.train.watch.every = 100
   return _by_pixels(config, steps=50)
 
 
@@ -121,6 +123,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
   config.train.update({'batch': 8, 'steps': 6, 'r1_every': 4, 'path_every': 2})
   config.train.augment = ()
   config.train.log_every = 1
+  config.train.watch.every = 0
   config.score.projection.samples = 100
   config.score.batch = 8
   return _by_pixels(config, steps=4)
@@ -140,6 +143,7 @@ def _narrow(config: ConfigDict) -> ConfigDict:
       'log_every': 10,
     }
   )
+  config.train.watch.update({'every': 500, 'trunk': 'squeezenet1_1'})
   config.model.lpips = 'squeeze'
   config.score.update({'batch': 32, 'steps': 200})
   return config

@@ -44,6 +44,7 @@ from jaxmed.method import (
   Score,
   State,
   to_unit,
+  turns,
   valid_mean,
 )
 from jaxmed.nn import optimisers
@@ -228,15 +229,15 @@ def build(config: ConfigDict, info: Info) -> Method:
   critics = config.train.critics
 
   def wgan_step(state: State, batches: Batches, rng: RandomKey):
-    batch = batches['normal']
-    keys = jax.random.split(rng, critics + 1)
-    for turn in range(critics):  # Written out: a loop would be slow on CPU.
-      real, valid = batch.signed[turn], batch.row[turn] >= 0
-      noise, mix = jax.random.split(keys[turn])
+    *keys, last = jax.random.split(rng, critics + 1)
+    # Written out: a loop would be slow on CPU.
+    for key, one in zip(keys, turns(batches, critics), strict=True):
+      real, valid = one['normal'].signed, one['normal'].valid
+      noise, mix = jax.random.split(key)
       z = jax.random.normal(noise, (len(real), gan.z))
       alpha = jax.random.uniform(mix, (len(real),))
       state, scalars = gan.critic_step(state, real, z, alpha, valid)
-    z = jax.random.normal(keys[-1], (info.batch, gan.z))
+    z = jax.random.normal(last, (info.batch, gan.z))
     state, more = gan.generator_step(state, z)
     return state, {**scalars, **more}
 

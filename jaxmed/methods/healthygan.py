@@ -53,6 +53,7 @@ from jaxmed.method import (
   Score,
   State,
   to_unit,
+  turns,
   valid_mean,
 )
 from jaxmed.nn.fit import fit, start
@@ -276,9 +277,9 @@ def build(config: ConfigDict, info: Info) -> Method:
     return gan.init(key, state, info.image)
 
   def step(state: State, batches: Batches, rng: RandomKey):
-    for turn in range(critics):  # Written out: a loop would be slow on CPU.
-      one = batches if critics == 1 else _turn(batches, turn)
-      x = {name: 2 * one[name].unit - 1 for name in COHORTS}
+    # Written out: a loop would be slow on CPU.
+    for turn, one in enumerate(turns(batches, critics)):
+      x = {name: one[name].signed for name in COHORTS}
       valid = {name: one[name].valid for name in COHORTS}
       key = jax.random.fold_in(rng, turn)
       alpha = jax.random.uniform(key, (info.batch,))
@@ -342,11 +343,6 @@ def make_schedule(train: ConfigDict, part: str) -> optax.Schedule:
     return train.rate * left
 
   return schedule
-
-
-def _turn(batches: Batches, turn: int) -> Batches:
-  """Of several batches of each cohort, one."""
-  return jax.tree.map(lambda x: x[turn], dict(batches))
 
 
 def _range(raw: Masks, valid: Valid) -> Scalars:

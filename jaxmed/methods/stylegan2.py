@@ -298,6 +298,16 @@ class StyleGan2(Drawing):
     )
     return state.put(ema={'generator': average})
 
+  def averaged_too(self, before: State, after: State) -> State:
+    """`after`, as if G had moved there before its average was taken."""
+    average = jax.tree.map(
+      lambda mean, x, y: mean + (1 - self.decay) * (y - x),
+      after.ema['generator'],
+      before.params['generator'],
+      after.params['generator'],
+    )
+    return after.put(ema={'generator': average})
+
   def truncated(self, state: State, w: Codes, share: float) -> Codes:
     """w, nearer to the average w by `share`."""
     mean = state.memory['w']['mean'][None]
@@ -329,7 +339,7 @@ def build(config: ConfigDict, info: Info) -> Method:
     gan.init,
     step_of(gan, info.batch),
     steps=config.train.steps,
-    every=_lazy(gan, info.batch),
+    every=lazy_of(gan, info.batch),
   )
   return Method(
     (phase, *projection.phases),
@@ -341,42 +351,38 @@ def build(config: ConfigDict, info: Info) -> Method:
   )
 
 
-def step_of(
-  gan: StyleGan2, count: int, r1: bool = False, path: bool = False
-) -> Step:
-  """A step of D and G, and of what regularises them."""
+def step_of(gan: StyleGan2, count: int) -> Step:
+  """A step of D and G."""
 
   def step(state: State, batches: Batches, rng: RandomKey):
     batch, keys = batches['normal'], jax.random.split(rng, 4)
-    real = batch.signed, batch.valid
-    state, scalars = gan.discriminator_step(keys[0], state, *real)
-    state, more = gan.adapted(state, scalars['discriminator/sign'], count)
-    scalars |= more
-    if r1:
-      state, more = gan.r1_step(keys[1], state, *real)
-      scalars |= more
-    state, more = gan.generator_step(keys[2], state, count)
-    scalars |= more
-    if path:
-      part = max(1, count // gan.train.path_shrink)
-      state, more = gan.path_step(keys[3], state, part)
-      scalars |= more
-    return gan.averaged(state), scalars
+    state, scalars = gan.discriminator_step(
+      keys[0], state, batch.signed, batch.valid
+    )
+    state, strength = gan.adapted(state, scalars['discriminator/sign'], count)
+    state, more = gan.generator_step(keys[1], state, count)
+    return gan.averaged(state), {**scalars, **strength, **more}
 
   return step
 
 
-def _lazy(gan: StyleGan2, count: int) -> dict[int, Step]:
-  """For Phase.every; where both are due, both."""
-  r1, path = gan.train.r1_every, gan.train.path_every
-  every = {}
-  if r1:
-    every[r1] = step_of(gan, count, r1=True)
-  if path:
-    every[path] = step_of(gan, count, path=True)
-  if r1 and path:
-    every[math.lcm(r1, path)] = step_of(gan, count, r1=True, path=True)
-  return every
+def lazy_of(gan: StyleGan2, count: int) -> tuple[tuple[int, Step], ...]:
+  """What regularises D and G, for Phase.every."""
+
+  def r1(state: State, batches: Batches, rng: RandomKey):
+    batch = batches['normal']
+    key = jax.random.split(rng, 4)[2]
+    return gan.r1_step(key, state, batch.signed, batch.valid)
+
+  def path(state: State, batches: Batches, rng: RandomKey):
+    del batches
+    key = jax.random.split(rng, 4)[3]
+    part = max(1, count // gan.train.path_shrink)
+    after, scalars = gan.path_step(key, state, part)
+    return gan.averaged_too(state, after), scalars
+
+  terms = (gan.train.r1_every, r1), (gan.train.path_every, path)
+  return tuple((every, term) for every, term in terms if every)
 
 
 def _of(scalars: Scalars, part: str, term: str) -> Scalars:

@@ -55,7 +55,7 @@ def wrap(phase: Phase, names: Sequence[str]) -> Phase:
   return dataclasses.replace(
     phase,
     step=wrapped(phase.step),
-    every={number: wrapped(step) for number, step in phase.every.items()},
+    every=tuple((apart, wrapped(step)) for apart, step in phase.every),
   )
 
 

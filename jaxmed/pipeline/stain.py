@@ -145,7 +145,7 @@ def _wrap_phase(phase: Phase, normalise: Normalise) -> Phase:
   return dataclasses.replace(
     phase,
     step=wrapped(phase.step),
-    every={number: wrapped(step) for number, step in phase.every.items()},
+    every=tuple((apart, wrapped(step)) for apart, step in phase.every),
   )
 
 

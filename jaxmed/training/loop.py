@@ -23,8 +23,8 @@ class At:
 
 # open_cohorts(phase, skip) yields that phase's batches, from step `skip` on.
 OpenCohorts = Callable[[Phase, int], Iterator[Batches]]
-# Told of each step that was compiled, and how many seconds that took.
-OnCompiled = Callable[[Phase, jax.stages.Lowered, float], None]
+# Told of what was compiled, how many steps apart it runs, and the seconds.
+OnCompiled = Callable[[Phase, jax.stages.Lowered, int, float], None]
 # Which state a phase, by its number, ends with, given its last one.
 Settle = Callable[[int, State], State]
 
@@ -52,7 +52,7 @@ def train(
   plans: Sequence[Sequence[State]],
   seed: int,
   start: tuple[At, State],
-  on_compiled: OnCompiled = lambda phase, step, seconds: None,
+  on_compiled: OnCompiled = lambda phase, step, apart, seconds: None,
   compiler_options: compiling.Options | None = None,
   settle: Settle = lambda phase, state: state,
 ) -> Iterator[tuple[At, State, Scalars]]:
@@ -73,13 +73,16 @@ def train(
 
     compiled = {}  # Ahead of time: a step whose inputs change is an error.
     for number, batch in enumerate(batches, start=at.step):
-      step, inputs = phase.step_at(number), (state, batch, step_key, number)
-      if step not in compiled:
-        compiled[step], lowered, seconds = compiling.step_ahead(
-          step, during, inputs, compiler_options
-        )
-        on_compiled(phase, lowered, seconds)
-      state, scalars = compiled[step](*inputs)
+      scalars = {}
+      for apart, step in phase.due(number):
+        inputs = state, batch, step_key, number
+        if step not in compiled:
+          compiled[step], lowered, seconds = compiling.step_ahead(
+            step, during, inputs, compiler_options
+          )
+          on_compiled(phase, lowered, apart, seconds)
+        state, more = compiled[step](*inputs)
+        scalars |= more
       at = At(at.event + 1, index, number + 1)
       yield at, state, scalars
     after = _shardings(plans[index + 1][0])

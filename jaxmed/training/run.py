@@ -196,9 +196,14 @@ class _Record:
     if self._log:
       self._log.close()
 
-  def compiled(self, phase, step, seconds) -> None:
-    logging.info('Compiled a step of phase %s in %.1f s.', phase.name, seconds)
-    self._meter.compiled(phase, step)
+  def compiled(self, phase, step, apart, seconds) -> None:
+    logging.info(
+      'Compiled %s of phase %s in %.1f s.',
+      'a step' if apart == 1 else f'what is due every {apart} steps',
+      phase.name,
+      seconds,
+    )
+    self._meter.compiled(phase, step, apart)
 
   def step(self, at: At, state: State, scalars: Scalars) -> None:
     self._meter.step(self._phases[at.phase])

@@ -1,5 +1,6 @@
 """`train.jsonl`, and what a reader of it wants to know about speed."""
 
+import collections
 import contextlib
 import json
 import math
@@ -22,23 +23,22 @@ class Meter:
   def __init__(self, batch: int, dtype=jnp.float32):
     self._batch, self._dtype = batch, dtype
     self._peak = math.nan
-    self._flops: dict[str, float] = {}  # Of one step of each phase.
+    self._flops = collections.Counter()  # Of one step of each phase.
     self._total = dict.fromkeys(('images', 'seconds', 'flops', 'waited'), 0.0)
     self._restart()
 
-  def compiled(self, phase: Phase, step: jax.stages.Lowered) -> None:
+  def compiled(self, phase: Phase, step: jax.stages.Lowered, apart: int):
     """Learns a step's arithmetic; compiling is not training time."""
     if not self._flops:
       self._peak = matrix_peak(self._dtype)
-    # A step that `every` puts in another's place is rare: the first counts.
     flops = (step.cost_analysis() or {}).get('flops', math.nan)
-    self._flops.setdefault(phase.name, flops)
+    self._flops[phase.name] += flops / apart  # On average.
     self._restart()
 
   def step(self, phase: Phase) -> None:
     drawn = self._batch * phase.batches * len(phase.cohorts)
     self._now['images'] += drawn if phase.seen is None else phase.seen
-    self._now['flops'] += self._flops.get(phase.name, math.nan)
+    self._now['flops'] += self._flops[phase.name]
 
   @contextlib.contextmanager
   def aside(self) -> Iterator[None]:

@@ -226,6 +226,18 @@ def test_phases_take_their_batches_and_the_score_has_its_names():
   assert shape(count, state).shape == (5, 16, 16, 3)
 
 
+def test_a_critic_that_learns_once_a_step_draws_one_batch():
+  config = _config()
+  config.train.critics = 1
+  wgan = methods.build(config, INFO).phases[0]
+  assert wgan.batches == 1
+  batch = Batch((X + 1) / 2, np.arange(4), np.zeros(4, np.int32))
+  key = jax.random.key(0)
+  state = jax.eval_shape(wgan.init, key, State())
+  _, scalars = jax.eval_shape(wgan.step, state, {'normal': batch}, key)
+  assert {'critic/loss', 'generator/loss'} <= set(scalars)
+
+
 def test_izi_f_is_the_sum_of_its_terms_and_samples_are_in_range(states):
   config = _config()
   config.score.names = ('izi_f', 'izi', 'features', 'residual', 'l2')

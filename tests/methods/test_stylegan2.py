@@ -71,13 +71,14 @@ def test_what_cannot_be_is_refused(changes, message):
     methods.build(config, Info(**info, examples={'normal': 20}))
 
 
-def test_lazy_terms_meet_where_both_are_due():
+@pytest.mark.parametrize('every', [(16, 6), (4, 4), (0, 4), (0, 0)])
+def test_lazy_terms_are_due_by_themselves(every):
   config = _config()
-  config.train.update({'r1_every': 16, 'path_every': 6})
+  config.train.update({'r1_every': every[0], 'path_every': every[1]})
   phase = methods.build(config, INFO).phases[0]
-  assert sorted(phase.every) == [6, 16, 48]
-  config.train.update({'r1_every': 0, 'path_every': 0})
-  assert not methods.build(config, INFO).phases[0].every
+  for number in range(97):
+    due = [n for n in every if n and number % n == 0]
+    assert [apart for apart, _ in phase.due(number)] == [1, *due]
 
 
 def test_logistic_losses_are_cross_entropies(gan, state):
@@ -165,8 +166,16 @@ def stepped(method, state):
   """After a step with every term, and its scalars."""
   phase = method.phases[0]
   batch = Batch((REAL + 1) / 2, jnp.arange(COUNT), jnp.zeros(COUNT, int))
-  run = jax.jit(phase.step_at(0))
+  steps = [jax.jit(step) for _, step in phase.due(0)]
   inputs = {'normal': batch}, jax.random.key(1)
+
+  def run(state, *inputs):
+    scalars = {}
+    for step in steps:
+      state, more = step(state, *inputs)
+      scalars |= more
+    return state, scalars
+
   broken = state.put(memory={'path': {'mean': jnp.array(np.nan)}})
   return run(state, *inputs), run(broken, *inputs)
 

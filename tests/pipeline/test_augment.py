@@ -115,7 +115,7 @@ def _phase(batches: int = 1) -> Phase:
     ('a', 'b'),
     5,
     batches,
-    every={4: lazy},
+    every=((4, lazy),),
   )
 
 
@@ -124,8 +124,9 @@ def test_every_step_of_a_phase_is_wrapped():
   phase = augment.wrap(_phase(), ('rot90',))
   assert (phase.name, phase.steps, phase.cohorts) == ('p', 5, ('a', 'b'))
   both = {'a': batch, 'b': batch}
-  drawn, _ = jax.jit(phase.step_at(1))(None, both, KEY)
-  lazily, scalars = jax.jit(phase.step_at(4))(None, both, KEY)
+  (_, step), (_, lazy) = phase.due(4)
+  drawn, _ = jax.jit(step)(None, both, KEY)
+  lazily, scalars = jax.jit(lazy)(None, both, KEY)
   assert 'lazy' in scalars
   np.testing.assert_array_equal(lazily['a'].image, drawn['a'].image)
   assert (drawn['a'].image != batch.image).any()

@@ -35,27 +35,33 @@ def adversaries(config, info: Info) -> Method:
     state = start(state, 'generator', sgd, params)
     return start(state, 'critic', sgd, critic.init(rng, jnp.zeros((1, size))))
 
-  def adversarial(penalty):
-    def step(state, batches, rng):
-      reals = batches['normal'].unit.reshape(config.critics, -1, size)
-      keys = jax.random.split(rng, config.critics + 1)
-      for real, key in zip(reals, keys[1:], strict=True):
-        made = generator.apply(state.params['generator'], _noise(key, real))
+  def adversarial_step(state, batches, rng):
+    reals = batches['normal'].unit.reshape(config.critics, -1, size)
+    keys = jax.random.split(rng, config.critics + 1)
+    for real, key in zip(reals, keys[1:], strict=True):
+      made = generator.apply(state.params['generator'], _noise(key, real))
 
-        def critic_loss(params, made=made, real=real):
-          gap = critic.apply(params, made) - critic.apply(params, real)
-          return gap.mean() + penalty * optax.tree.norm(params) ** 2, None
+      def critic_loss(params, made=made, real=real):
+        gap = critic.apply(params, made) - critic.apply(params, real)
+        return gap.mean(), None
 
-        state, _, scalars = fit(state, 'critic', sgd, critic_loss)
+      state, _, scalars = fit(state, 'critic', sgd, critic_loss)
 
-      def generator_loss(params):
-        made = generator.apply(params, _noise(keys[0], real))
-        return -critic.apply(state.params['critic'], made).mean(), None
+    def generator_loss(params):
+      made = generator.apply(params, _noise(keys[0], real))
+      return -critic.apply(state.params['critic'], made).mean(), None
 
-      state, _, more = fit(state, 'generator', sgd, generator_loss)
-      return state, {**scalars, **more}
+    state, _, more = fit(state, 'generator', sgd, generator_loss)
+    return state, {**scalars, **more}
 
-    return step
+  def shrink(state, batches, rng):
+    del batches, rng
+
+    def penalty(params):
+      return 0.01 * optax.tree.norm(params) ** 2, None
+
+    state, _, scalars = fit(state, 'critic', sgd, penalty)
+    return state, {'shrink/loss': scalars['critic/loss']}
 
   def residual(params, state, batch):
     x = batch.unit.reshape(-1, size)
@@ -83,10 +89,10 @@ def adversaries(config, info: Info) -> Method:
   first = Phase(
     'adversaries',
     init,
-    adversarial(0.0),
+    adversarial_step,
     steps=config.steps,
     batches=config.critics,
-    every={4: adversarial(0.01)},
+    every=((4, shrink),),
   )
   second = Phase('encoder', init_encoder, encoder_step, steps=config.steps)
   return Method((first, second), score)
