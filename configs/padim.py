@@ -77,6 +77,7 @@ def squeezenet1_1(config: ConfigDict) -> ConfigDict:
       'trunk': 'squeezenet1_1',
       'layers': ('fire3', 'fire5', 'fire7'),
       'channels': 100,
+      'epsilon': 1.0,  # No norms: features are ten times those of a ResNet.
     }
   )
   return config

@@ -437,7 +437,10 @@ def _apart(case: Case, path: pathlib.Path) -> dict:
     text = pipe.read()
   _, status, used = os.wait4(child, 0)
   said = json.loads(text) if text else {'error': '', 'strange': str(status)}
-  return said | {'megabytes': used.ru_maxrss / 1024}
+  return said | {
+    'megabytes': used.ru_maxrss / 1024,
+    'seconds': used.ru_utime + used.ru_stime,  # Of the processor.
+  }
 
 
 def expected(case: Case, said: dict) -> bool:

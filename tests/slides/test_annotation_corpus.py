@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.slides import annotation_corpus
-from tests.slides.annotation_corpus import CASES, MEGABYTES
+from tests.slides.annotation_corpus import CASES, MEGABYTES, SECONDS
 
 
 @pytest.fixture(scope='module')
@@ -29,6 +29,7 @@ def test_each_is_read_or_named_and_explained(case, outcomes):
   said = outcomes[case.file]
   assert annotation_corpus.expected(case, said), said
   assert said['megabytes'] < MEGABYTES
+  assert said['seconds'] < SECONDS
 
 
 def test_cases_have_names_of_their_own():

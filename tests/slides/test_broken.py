@@ -67,3 +67,6 @@ def test_memory_and_patience_are_bounded():
   assert done.returncode == 0, done.stderr
   peak = re.search(r'peak memory (\d+) MB', done.stdout)
   assert int(peak[1]) < 512
+  taken = [float(said) for said in re.findall(r'(?m)^([\d.]+) s ', done.stdout)]
+  assert len(taken) == len(corpus.CASES)
+  assert max(taken) < 5
