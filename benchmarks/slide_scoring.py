@@ -21,19 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gigapixel import Stopwatch, write_gigapixel
-from jaxmed import (
-  launch,
-  score_slides,
-  slide_files,
-  slide_stream,
-  slide_work,
-  workdir,
-)
+from jaxmed import launch, workdir
 from jaxmed.configs import defaults, munit
 from jaxmed.datasets import write
 from jaxmed.datasets.records import open_records
 from jaxmed.method import Info, Method, Score, State
-from jaxmed.score import Run
+from jaxmed.scoring import score_slides, slide_files, slide_stream, slide_work
+from jaxmed.scoring.score import Run
 from jaxmed.slides.reader import open_slide
 from jaxmed.training import sharding
 

@@ -16,7 +16,7 @@ if typing.TYPE_CHECKING:
   import numpy as np
   from ml_collections import ConfigDict
 
-  from jaxmed.score import Run
+  from jaxmed.scoring.score import Run
 
 __version__ = '0.4.0'
 __all__ = ['load', 'lpips', 'normalise_stain', 'train']
@@ -41,7 +41,7 @@ def train(
 
 def load(workdir: str | os.PathLike) -> 'Run':
   """A trained run: `.score(images)`, `.score_slide(path)`."""
-  from jaxmed.score import Run
+  from jaxmed.scoring.score import Run
 
   return Run(workdir)
 
@@ -57,7 +57,7 @@ def normalise_stain(
     images: files, or arrays of uint8 or uint16, of any size.
     target: an image to look like; else the method's standard.
   """
-  from jaxmed import stain_files
+  from jaxmed.commands import stain_files
 
   return stain_files.normalise(images, method, target)
 

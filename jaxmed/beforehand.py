@@ -11,22 +11,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed import (
-  choice,
-  errors,
-  evaluate_lesions,
-  methods,
-  score_records,
-  slide_files,
-  slide_work,
-)
+from jaxmed import errors, evaluate_lesions, methods
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.nn.precision import PRECISIONS
 from jaxmed.pipeline import stain
 from jaxmed.pipeline.frame import Frame
+from jaxmed.scoring import score_records, slide_files, slide_work
 from jaxmed.slides import tissue
 from jaxmed.training import sharding
+from jaxmed.watching import choice
 
 GROUPS = ('data', 'model', 'train', 'score', 'eval', 'report')
 CHOICES = (

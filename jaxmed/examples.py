@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxmed import workdir
 from jaxmed.datasets.records import Records
-from jaxmed.score import Part, Run
+from jaxmed.scoring.score import Part, Run
 
 # (what a report calls them, their label, whether the highest are meant)
 RANKS = (

@@ -18,21 +18,13 @@ from collections.abc import Callable, Sequence
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxmed import (
-  beforehand,
-  command,
-  evaluate,
-  examples,
-  learn,
-  score_records,
-  score_slides,
-  workdir,
-)
+from jaxmed import beforehand, command, evaluate, examples, learn, workdir
 from jaxmed.datasets import write
 from jaxmed.datasets.records import open_records
 from jaxmed.provenance import Provenance
 from jaxmed.report import write_report
-from jaxmed.score import Run
+from jaxmed.scoring import score_records, score_slides
+from jaxmed.scoring.score import Run
 from jaxmed.training import distributed
 
 

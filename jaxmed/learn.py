@@ -14,7 +14,7 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jaxmed import errors, init_from, methods, pretrained, watch, workdir
+from jaxmed import errors, init_from, methods, pretrained, workdir
 from jaxmed.datasets.records import Records, open_records
 from jaxmed.errors import UserError
 from jaxmed.method import (
@@ -29,6 +29,7 @@ from jaxmed.method import (
 from jaxmed.pipeline import augment, open_cohort, stain
 from jaxmed.provenance import Provenance
 from jaxmed.training import distributed, loop, run, sharding
+from jaxmed.watching import watch
 
 
 def train(

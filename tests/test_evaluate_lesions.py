@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import defaults
-from jaxmed import beforehand, cli, command, evaluate, workdir
+from jaxmed import beforehand, command, evaluate, workdir
+from jaxmed.commands import cli
 from jaxmed.errors import UserError
 from jaxmed.slides import annotations, geojson
 from tests.test_evaluate import scored

@@ -47,8 +47,8 @@ def write_comparison(
 
   Args:
     folder: where to write.
-    comparison: of `jaxmed.comparison.measured`.
-    examples: of `jaxmed.comparison_examples.examples`.
+    comparison: of `jaxmed.comparing.comparison.measured`.
+    examples: of `jaxmed.comparing.comparison_examples.examples`.
   """
   return page.write(folder / NAME, render(folder, comparison, examples))
 

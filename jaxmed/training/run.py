@@ -21,7 +21,7 @@ from jaxmed.method import Method, Scalars, State
 from jaxmed.progress import Progress
 from jaxmed.training import loop
 from jaxmed.training.loop import At
-from jaxmed.training.watching import Unwatched
+from jaxmed.training.unwatched import Unwatched
 from jaxmed.training.writer import Log, Meter
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmed.method import Batch
-from jaxmed.score import Run
+from jaxmed.scoring.score import Run
 from tests.contract.conftest import config_of, train
 
 

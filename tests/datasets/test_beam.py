@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxmed import tile
+from jaxmed.commands import tile
 from jaxmed.errors import UserError
 
 # Beam warns of much on its own account, and of what is not installed with it.

@@ -11,7 +11,7 @@ import tifffile
 from matplotlib.path import Path
 from ml_collections import ConfigDict
 
-from jaxmed import tile
+from jaxmed.commands import tile
 from jaxmed.datasets import images, records, slide_tiles, slides, write
 from jaxmed.errors import UserError
 from jaxmed.slides import annotations, grid, reader, tissue

@@ -20,7 +20,7 @@ from jaxmed.nn import trunk
 from jaxmed.nn.densenet import DenseNet121
 from jaxmed.pipeline import augment
 from jaxmed.provenance import Provenance
-from jaxmed.score import Run
+from jaxmed.scoring.score import Run
 from jaxmed.training.run import Stopped
 from jaxmed.weights import npz
 from jaxmed.weights.names import to_foreign

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxmed import beforehand, evaluate, learn, score_records, workdir
+from jaxmed import beforehand, evaluate, learn, workdir
 from jaxmed.configs import patchcore
 from jaxmed.datasets import write
 from jaxmed.datasets.records import open_records
@@ -19,7 +19,8 @@ from jaxmed.method import Batch, Method, Phase, Score, Search
 from jaxmed.ops import colour
 from jaxmed.pipeline import augment, stain
 from jaxmed.provenance import Provenance
-from jaxmed.score import Run
+from jaxmed.scoring import score_records
+from jaxmed.scoring.score import Run
 from tests.ops.test_colour import (
   H_AND_E,
   IMAGES,

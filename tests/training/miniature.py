@@ -14,11 +14,11 @@ import optax
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from jaxmed.choice import Choice, Look
 from jaxmed.method import Batch, Info, Method, Phase, Score, State, valid_mean
 from jaxmed.nn.fit import fit, start
 from jaxmed.training import distributed, loop, run, sharding
-from jaxmed.training.watching import Unwatched
+from jaxmed.training.unwatched import Unwatched
+from jaxmed.watching.choice import Choice, Look
 
 CONFIG = types.SimpleNamespace(steps=9, critics=3, core=5, width=8)
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), np.uint8)

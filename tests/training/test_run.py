@@ -14,7 +14,7 @@ from jaxmed.errors import UserError
 from jaxmed.method import Phase
 from jaxmed.training import run, writer
 from jaxmed.training.run import Policy, Stopped
-from jaxmed.training.watching import Unwatched
+from jaxmed.training.unwatched import Unwatched
 from tests.training import miniature
 from tests.training.miniature import CONFIG, INFO, adversaries, bank, train
 

@@ -1,0 +1,1 @@
+"""The `jaxmed` command, and what only it does."""

@@ -1,0 +1,1 @@
+"""A trained run over images, records and whole slides."""

@@ -1,0 +1,273 @@
+"""Scores what a user names: images, whole slides, or a folder of slides."""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import zlib
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+import tifffile
+from PIL import Image
+
+from jaxmed import workdir
+from jaxmed.errors import UserError
+from jaxmed.progress import progress
+from jaxmed.scoring import score_slides, slide_files
+from jaxmed.scoring.score import Run
+from jaxmed.scoring.slide_work import scale_of
+from jaxmed.slides import listing
+from jaxmed.slides.annotation_files import (
+  find_annotation,
+  read_annotation,
+  without_slide,
+)
+from jaxmed.slides.annotations import AnnotationError
+from jaxmed.slides.reader import SlideError, open_slide
+
+SETTLED = 'scored.json'  # How the slides of a folder were scored.
+PYRAMIDS = ('.tif', '.tiff')  # Either: a slide if it has more than one level.
+# A slide in DICOM is many files, of which any is its name: none is looked for.
+SLIDES = ('.dcm', *(s for s in listing.SUFFIXES if s not in PYRAMIDS))
+
+
+def score_files(
+  folder: pathlib.Path,
+  files: Sequence[pathlib.Path],
+  out: pathlib.Path | None,
+  mpp: float | None,
+) -> tuple[pathlib.Path, int]:
+  """Writes a table of scores, and what is kept of every file.
+
+  Returns the table, and how many slides have no score.
+  """
+  for file in files:
+    if not file.is_file():
+      raise UserError(f'There is no file {file}.')
+  run = Run(folder)
+  out = out or run.folder / 'scored'
+  make_folder(out)
+  if (out / SETTLED).exists():
+    raise UserError(
+      f'{out} is of a folder of slides, which --slides goes on with; give '
+      'another --out.'
+    )
+  slides = [file for file in files if is_slide(file)]
+  images = [file for file in files if file not in slides]
+  stems = _stems(files)
+  facts = [_facts(run, file, stems[file], mpp) for file in slides]
+  rows = []
+  for start in progress(
+    range(0, len(images), run.batch),
+    -(-len(images) // run.batch),
+    'score images',
+    'batches',
+  ):
+    rows += _images(run, images[start : start + run.batch], out, stems)
+  for one in facts:  # Named files are always scored anew.
+    (out / f'{one["group"]}.json').unlink(missing_ok=True)
+  score_slides.scan(run, out, out, facts)
+  found = score_slides.finish(run, out, facts, out) if facts else []
+  rows += [_slide(run, one) for one in found]
+  columns = {k: [row[k] for row in rows] for k in rows[0]}
+  path = out / 'scores.parquet'
+  workdir.write_table(path, pa.table(columns))
+  return path, sum(bool(row['reason']) for row in rows)
+
+
+def score_folder(
+  folder: pathlib.Path,
+  slides: pathlib.Path,
+  annotations: pathlib.Path | None,
+  out: pathlib.Path | None,
+  mpp: float | None,
+) -> tuple[pathlib.Path, int]:
+  """Scores every slide of a folder; goes on where it was interrupted.
+
+  A slide is anomalous if it has an annotation of its name, normal if others
+  have, and of unknown label if no annotations are given.
+
+  Returns slides.parquet, and how many slides have no score, or annotations no
+  use.
+  """
+  named = listing.find_slides(slides, annotations)
+  lost, facts, broken = [], [], []
+  if annotations and annotations.is_dir():
+    strange = without_slide(annotations, itertools.chain(*named.values()))
+    lost += [score_slides.lost_annotation(error) for error in strange]
+  run = Run(folder)
+  out = out or run.folder / 'scored' / slides.resolve().name
+  make_folder(out)
+  _settle(run, out, mpp)
+  for name, files in progress(
+    named.items(), len(named), 'look at slides', 'slides'
+  ):
+    one = _unknown(files[0], name, mpp)
+    if trouble := listing.same_name(files):
+      slide_files.save_unopened(out, one, SlideError(trouble))
+      broken.append(one)
+      continue
+    with contextlib.suppress(SlideError):  # Scoring will say the same.
+      one = _facts(run, files[0], name, mpp)
+    if annotations:
+      one |= _label(annotations, one, lost)
+    facts.append(one)
+  score_slides.scan(run, out, out, facts)
+  facts = sorted(facts + broken, key=lambda one: one['group'])
+  score_slides.finish(run, out, facts, out, lost)
+  return out / 'slides.parquet', score_slides.unscored(out) + len(lost)
+
+
+def _settle(run: Run, out: pathlib.Path, mpp: float | None) -> None:
+  """What was scored otherwise must not be mixed with what is scored now."""
+  state = (run.folder / 'calibration.json').read_bytes()
+  now = {
+    'run': str(run.folder),
+    'calibration': zlib.crc32(state),
+    'score': workdir.plain_config(run.config)['score'],
+    'mpp': mpp,
+  }
+  path = out / SETTLED
+  before = workdir.read_json(path) if path.exists() else now
+  if differ := workdir.differences(before, now):
+    name = min(differ)
+    there, here = differ[name]
+    raise UserError(
+      f'{out} holds slides that were scored otherwise: {name} was {there}, '
+      f'now it is {here}; give another --out, or remove that folder.'
+    )
+  workdir.write_json(path, now)
+
+
+def _unknown(file: pathlib.Path, group: str, mpp: float | None) -> dict:
+  """What is known of a slide before it is opened."""
+  return {
+    'group': group,
+    'path': os.path.abspath(file),
+    'annotation': '',
+    'label': -1,
+    'width': None,
+    'height': None,
+    'mpp': mpp,
+    'own_mpp': None,
+    'exhaustive': None,
+  }
+
+
+def _facts(run: Run, file: pathlib.Path, group: str, mpp: float | None) -> dict:
+  with open_slide(file, mpp) as slide:
+    scale_of(run, slide.mpp, file)
+    about = {'width': slide.size[0], 'height': slide.size[1]}
+    about['own_mpp'] = slide.mpp
+  return _unknown(file, group, mpp) | about
+
+
+def _label(folder: pathlib.Path, facts: dict, lost: list[dict]) -> dict:
+  """Anomalous if anything but holes is drawn; unknown if that is unreadable."""
+  size = facts['width'] and (facts['width'], facts['height'])
+  try:
+    path = find_annotation(folder, facts['path'])
+    if path is None:
+      return {'label': 0}
+    polygons = read_annotation(path, size)
+  except AnnotationError as error:
+    if not folder.is_dir():
+      raise
+    lost.append(score_slides.lost_annotation(error))
+    return {}
+  drawn = any(not polygon.hole for polygon in polygons)
+  return {'label': int(drawn), 'annotation': os.path.abspath(path)}
+
+
+def make_folder(out: pathlib.Path) -> None:
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'The folder {out} cannot be used: {error.strerror}; give another --out.'
+    ) from error
+
+
+def is_slide(file: pathlib.Path) -> bool:
+  """By its suffix, or as a TIFF of several levels."""
+  suffix = file.suffix.lower()
+  if suffix in PYRAMIDS:
+    try:
+      with tifffile.TiffFile(file) as image:
+        return len(image.pages) > 1
+    except Exception:  # Of many kinds; reading it as an image will tell.
+      return False
+  return suffix in SLIDES
+
+
+def _images(run: Run, files: Sequence[pathlib.Path], out, stems) -> list[dict]:
+  names = run.map_names[:1]
+  found = run.score(files, maps=names)
+  rows = []
+  for i, file in enumerate(files):
+    scores = {k: float(v[i]) for k, v in found.scores.items()}
+    row = _row(run, file, scores)
+    if 'normalised' in found.flags:
+      row['tiles_unnormalised'] = int(not found.flags['normalised'][i])
+    rows.append(row)
+    for name in names:
+      path = out / f'{stems[file]}_overlay.png'
+      _overlay(path, found.images[i], found.maps[name][i])
+  return rows
+
+
+def _slide(run: Run, facts: dict) -> dict:
+  found = facts['rules'].get('max', {})
+  nan = float('nan')
+  scores = {k: nan if found.get(k) is None else found[k] for k in run.names}
+  return _row(run, facts['path'], scores) | {
+    'tiles': facts['tiles'],
+    'tiles_failed': slide_files.tiles_failed(facts),
+    'tiles_unnormalised': facts['tiles_unnormalised'],
+    'reason': facts['reason'],
+  }
+
+
+def _row(run: Run, file, scores: dict[str, float]) -> dict:
+  threshold = run.calibration[run.primary]['threshold']
+  row = {'file': os.fspath(file)}
+  row |= {'anomalous': bool(scores[run.primary] > threshold)}
+  row |= {f'score.{k}': v for k, v in scores.items()}
+  row |= {
+    f'calibrated.{k}': float(run.calibrate(k, np.array([v]))[0])
+    for k, v in scores.items()
+  }
+  counts = {'tiles': 1, 'tiles_failed': 0, 'tiles_unnormalised': 0}
+  return row | counts | {'reason': ''}
+
+
+def _stems(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+  """Files of one name in several folders get names of their own."""
+  stems, used = {}, set()
+  for file in files:
+    numbered = (f'{file.stem}_{i}' for i in itertools.count(2))
+    stem = next(
+      s for s in itertools.chain([file.stem], numbered) if s not in used
+    )
+    used.add(stem)
+    stems[file] = stem
+  return stems
+
+
+def output_paths(
+  files: Sequence[pathlib.Path], out: pathlib.Path, ending: str
+) -> dict[pathlib.Path, pathlib.Path]:
+  """Where something of each file is written, under names of their own."""
+  return {file: out / f'{s}{ending}' for file, s in _stems(files).items()}
+
+
+def _overlay(path: pathlib.Path, pixels: np.ndarray, found: np.ndarray):
+  """The map over the image, brightest where the map is largest."""
+  gray = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+  share = (found - found.min()) / max(float(np.ptp(found)), 1e-12)
+  colour = matplotlib.colormaps['inferno'](share)[..., :3]
+  mixed = gray + (colour - gray) * (0.6 * share[..., None])
+  Image.fromarray(np.round(mixed * 255).astype(np.uint8)).save(path)

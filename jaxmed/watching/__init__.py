@@ -1,0 +1,1 @@
+"""Looks at training from outside, and which of its states is kept."""

@@ -1,0 +1,46 @@
+"""Which records are scored, and how fast that was."""
+
+import types
+
+import numpy as np
+import pyarrow as pa
+
+from jaxmed.configs import patchcore
+from jaxmed.datasets.records import Records
+from jaxmed.scoring import score_records
+
+
+class _Records(Records):
+  """An index of 100 records, of which the first ten are for validation."""
+
+  def __init__(self):
+    self.index = pa.table({'label': np.arange(100) % 2})
+
+  def select(self, query: str) -> np.ndarray:
+    return np.arange(10) if query == 'validation' else np.arange(10, 100)
+
+
+def test_every_training_seed_is_tested_on_the_same_images():
+  config = patchcore.get_config('tiny')
+  config.data.update({'validation': 'validation', 'test': 'test'})
+  config.data.test_per_class = 8
+  rows = score_records.chosen(config, _Records())
+  assert len(rows) == 5 + 16  # The normals of the validation, and the test.
+  config.seed = 1
+  np.testing.assert_array_equal(score_records.chosen(config, _Records()), rows)
+  config.eval.seed = 1
+  assert set(score_records.chosen(config, _Records())) != set(rows)
+
+
+def test_speed_leaves_out_the_first_batch_which_compiles(monkeypatch):
+  clock = iter([0.0, 9.0, 11.0])  # Begun, first batch there, read.
+  fake = types.SimpleNamespace(monotonic=lambda: next(clock))
+  monkeypatch.setattr(score_records, 'time', fake)
+  speed = score_records._Speed()
+  for images in (8, 8, 4):
+    speed.add(images)
+  assert speed.read() == {'images_per_s': 12 / 2, 'with_compiling': False}
+  clock = iter([0.0, 9.0, 10.0])
+  speed = score_records._Speed()
+  speed.add(8)
+  assert speed.read() == {'images_per_s': 8 / 10, 'with_compiling': True}
