@@ -202,7 +202,9 @@ def collect(out: pathlib.Path) -> Iterator[dict[str, str]]:
       auroc = results['image'][results['primary']]['auroc']
       trivial = max(
         results['trivial'],
-        key=lambda one: results['trivial'][one]['auroc']['value'],
+        key=lambda one: results['trivial'][one]['auroc_best_direction'][
+          'value'
+        ],
       )
       yield {
         'set': name,
@@ -212,7 +214,9 @@ def collect(out: pathlib.Path) -> Iterator[dict[str, str]]:
         'n': auroc['n'],
         'anomalous': auroc['positives'],
         'best_trivial': trivial,
-        'trivial_auroc': interval(results['trivial'][trivial]['auroc']),
+        'trivial_auroc': interval(
+          results['trivial'][trivial]['auroc_best_direction']
+        ),
         'train_s': round(facts['stages']['train']),
         'images_per_s': f'{facts["train"]["images_per_s"]:.1f}',
         'warning': WARNINGS.get(name, ''),
@@ -224,9 +228,34 @@ def interval(number: Mapping) -> str:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-  lines = ['| ' + ' | '.join(rows[0]) + ' |', '|---' * len(rows[0]) + '|']
-  lines += ['| ' + ' | '.join(map(str, row.values())) + ' |' for row in rows]
-  return '\n'.join(lines)
+  """A line a method and a column a set; the times are of the first set."""
+  cells = {(row['method'], row['set']): row for row in rows}
+  names = list(dict.fromkeys(row['set'] for row in rows))
+  lines = [
+    f'| method | score | {" | ".join(names)} | training, s | images/s |',
+    '|---' * (len(names) + 4) + '|',
+  ]
+  for method in dict.fromkeys(row['method'] for row in rows):
+    found = [cells.get((method, name), {}) for name in names]
+    first = next(one for one in found if one)
+    line = [method, first['score'], *(one.get('auroc', '') for one in found)]
+    line += [str(first['train_s']), first['images_per_s']]
+    lines.append(f'| {" | ".join(line)} |')
+  best = [
+    max(
+      (row for row in rows if row['set'] == name),
+      key=lambda row: row['trivial_auroc'],
+    )
+    for name in names
+  ]
+  line = [f'{row["trivial_auroc"]}, {row["best_trivial"]}' for row in best]
+  lines.append(f'| best trivial, at any size | | {" | ".join(line)} | | |')
+  notes = {
+    f'{row["set"]}: {row["n"]} images, {row["anomalous"]} of them anomalous'
+    f'{"; " + row["warning"] if row["warning"] else ""}'
+    for row in rows
+  }
+  return '\n'.join([*lines, '', *sorted(notes)])
 
 
 if __name__ == '__main__':
