@@ -29,6 +29,7 @@ def wrn50(config: ConfigDict) -> ConfigDict:
       'weights': 'imagenet',
       'weights_seed': 0,  # Of random ones.
       'layers': ('layer2', 'layer3'),  # The finest first.
+      'unit_length': False,  # Features are, at every place of each layer.
       'patch': 3,
       'pretrain_dim': 1024,
       'target_dim': 1024,
@@ -71,6 +72,7 @@ def squeezenet1_1(config: ConfigDict) -> ConfigDict:
     {
       'trunk': 'squeezenet1_1',
       'layers': ('fire5', 'fire7'),
+      'unit_length': True,  # It has no norms: else bright places lie far away.
       'pretrain_dim': 512,
       'target_dim': 512,
     }

@@ -20,6 +20,9 @@ the distance (`model.squared`). The paper also weighs the image's score,
 
 with m the row nearest to the worst patch p and N(m) its `reweight` nearest
 rows in the core; the code leaves it out, and so do we unless asked.
+
+With `model.unit_length` the features of each layer are made of length one at
+every place first, for trunks without norms.
 """
 
 import functools
@@ -44,6 +47,7 @@ from jaxmed.method import (
   State,
   valid_mean,
 )
+from jaxmed.nn.norms import unit_length
 from jaxmed.nn.precision import dtype_of
 from jaxmed.nn.trunk import Trunk, deepest, trunk
 from jaxmed.ops import nearest, resize
@@ -167,6 +171,8 @@ def build(config: ConfigDict, info: Info) -> Method:
   def features(state: State, batch: Batch):
     stages = network.apply(state.frozen['trunk'], batch.unit)
     layers = [stages[name] for name in model.layers]
+    if model.unit_length:
+      layers = [unit_length(layer) for layer in layers]
     sizes = model.patch, model.pretrain_dim, model.target_dim
     return embed(layers, *sizes)
 

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from jaxmed.errors import UserError, unknown
 from jaxmed.method import Images, PyTree
+from jaxmed.nn.norms import unit_length
 from jaxmed.nn.staged import Staged
 from jaxmed.nn.trunk import NETWORKS
 from jaxmed.ops import resize
@@ -41,7 +42,6 @@ KINDS = {
 # Of images in [-1, 1]: nearly ImageNet's, rounded by the authors.
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
-EPSILON = 1e-10  # Added to the root, not under it.
 
 Maps = list[Float[Array, 'b _h _w']]  # d_l, the finest stage first.
 
@@ -88,7 +88,7 @@ class Lpips(nn.Module):
 
   def kept(self, images: Images) -> list[Float[Array, 'b _h _w _c']]:
     """u_l: what `against` needs of images that stay the same."""
-    return [_unit(feature) for feature in self.features(images).values()]
+    return [unit_length(feature) for feature in self.features(images).values()]
 
   def against(self, kept, y: Images) -> Float[Array, 'b']:
     """d of images whose `kept` is given, which are not seen again."""
@@ -174,18 +174,8 @@ def check(kind: str, x: Images, y: Images) -> None:
 
 def _difference(pairs, head) -> Float[Array, 'b h w']:
   """d_l of the features of pairs of images."""
-  pairs = _unit(pairs).reshape(-1, 2, *pairs.shape[1:])
+  pairs = unit_length(pairs).reshape(-1, 2, *pairs.shape[1:])
   squares = jnp.square(pairs[:, 0] - pairs[:, 1])
   if head is not None:
     squares = squares * head[None, None, None]
   return squares.sum(axis=-1)
-
-
-def _unit(features):
-  """Vectors of length one; where all is zero, so is the gradient."""
-  squares = jnp.square(features).sum(axis=-1, keepdims=True)
-  some = squares > 0
-  # The root's slope at 0 is infinite, and infinity times the 0 of a branch
-  # that isn't taken is NaN: the root must not see it at all.
-  norm = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0)
-  return features / (norm + EPSILON)

@@ -23,6 +23,18 @@ def around_one(key, shape, dtype=jnp.float32):
   return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
+def unit_length(
+  features: Float[Array, '*places c'],
+) -> Float[Array, '*places c']:
+  """Vectors of length one; where all is zero, so is the gradient."""
+  squares = jnp.square(features).sum(axis=-1, keepdims=True)
+  some = squares > 0
+  # The root's slope at 0 is infinite, and infinity times the 0 of a branch
+  # that isn't taken is NaN: the root must not see it at all.
+  norm = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0)
+  return features / (norm + 1e-10)  # Added to the root, as LPIPS has it.
+
+
 def instance_norm(x: Features, epsilon: float = 1e-5) -> Features:
   """Each channel of each image to mean 0, variance 1; nothing learned."""
   exact = wide(x)

@@ -11,6 +11,7 @@ from jaxmed.configs import patchcore as configs
 from jaxmed.errors import UserError
 from jaxmed.method import Batch, Info, State
 from jaxmed.methods import patchcore
+from jaxmed.nn.trunk import trunk as build_trunk
 
 INFO = Info(image=(32, 32, 3), batch=8, examples={'normal': 21})
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
@@ -81,6 +82,24 @@ def test_the_whole_bank_as_core_holds_all_but_the_padding():
   rows = np.asarray(bank[full]).reshape(-1, 16)
   ordered = lambda x: np.asarray(x)[np.lexsort(np.asarray(x).T)]
   np.testing.assert_array_equal(ordered(rows), ordered(after.memory['core']))
+
+
+def test_features_of_length_one_are_all_that_the_bank_is_of(done):
+  config = configs.get_config('tiny')
+  config.model.unit_length = True
+  _, state, _, _ = _run(config)
+  bank = np.asarray(state.memory['bank'][0])
+  network = build_trunk(config.model.trunk)
+  trunk, _ = pretrained.load('trunk', config.model, INFO)
+  stages = jax.jit(network.apply)(trunk, _batches()[0].unit)
+  layers = [np.asarray(stages[name]) for name in config.model.layers]
+  layers = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in layers]
+  sizes = (config.model[k] for k in ('patch', 'pretrain_dim', 'target_dim'))
+  expected = jax.jit(patchcore.embed, static_argnums=(1, 2, 3))(layers, *sizes)
+  np.testing.assert_allclose(
+    bank, np.asarray(expected).reshape(bank.shape), rtol=1e-4, atol=1e-5
+  )
+  assert np.abs(bank - np.asarray(done[1].memory['bank'][0])).max() > 0.01
 
 
 def test_eight_devices_keep_the_core_of_one(done):
