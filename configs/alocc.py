@@ -58,6 +58,14 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config = defaults.phantom(_short(paper(config)))
   config.data.resize = 0
   config.train.steps = 400
+  config.score.names = (
+    'structure_half',
+    'refined',
+    'direct',
+    'ssim',
+    'residual',
+  )
+  config.eval.primary = 'structure_half'
   return config
 
 

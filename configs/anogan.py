@@ -57,6 +57,14 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config.data.resize = 0
   config.train.steps = 400
   config.train.watch.every = 100
+  config.score.names = (
+    'structure_half',
+    'anogan',
+    'residual_loss',
+    'features',
+    'ssim',
+  )
+  config.eval.primary = 'structure_half'
   return config
 
 

@@ -67,6 +67,14 @@ def phantom(config: ConfigDict) -> ConfigDict:
     {'batch': 8, 'critics': 3, 'steps': 200, 'encoder_steps': 300}
   )
   config.train.watch.every = 50
+  config.score.names = (
+    'structure_half',
+    'izi_f',
+    'ssim',
+    'residual',
+    'z_distance',
+  )
+  config.eval.primary = 'structure_half'
   return config
 
 

@@ -47,6 +47,14 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config = defaults.phantom(_narrow(paper(config)))
   config.data.size, config.data.resize = 64, 0
   config.train.steps = 600
+  config.score.names = (
+    'structure_half',
+    'latent',
+    'latent_l1',
+    'ssim',
+    'residual',
+  )
+  config.eval.primary = 'structure_half'
   return config
 
 

@@ -124,6 +124,8 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config = _drawn(defaults.phantom(_narrow(_paper(config))), LESION_SLIDES)
   config.data.resize = 0
   config.train.steps = 300
+  config.score.names = ('structure_half', 'residual', 'ssim', 'mask')
+  config.eval.primary = 'structure_half'
   return config
 
 

@@ -153,8 +153,15 @@ def _by_pixels(config: ConfigDict, steps: int) -> ConfigDict:
   """Projections without LPIPS, for which weights have to be fetched."""
   config.score.projection.loss = 'l1'
   config.score.steps = steps
-  config.score.names = ('ssim', 'residual', 'distance', 'w_distance', 'critic')
-  config.eval.primary = 'ssim'
+  config.score.names = (
+    'structure_half',
+    'ssim',
+    'residual',
+    'distance',
+    'w_distance',
+    'critic',
+  )
+  config.eval.primary = 'structure_half'
   return config
 
 
