@@ -1,4 +1,4 @@
-"""What is promised of the default demo: it finds lesions that it never saw."""
+"""What is promised of the phantom: lesions that no training saw are found."""
 
 import os
 import subprocess
@@ -9,14 +9,32 @@ import pytest
 from jaxmed.workdir import read_json
 from tests.conftest import ROOT
 
+# Below what each had on three seeds, by the score that its preset names first.
+# The other methods stay below .7 here, as their pages say.
+LEAST = {
+  'munit': 0.75,
+  'cyclegan': 0.7,
+  'steganomaly': 0.7,
+  'ganomaly': 0.7,
+  'alocc': 0.7,
+}
+TRIVIAL = 0.75
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  """One folder of data for all: its slides are drawn once."""
+  return tmp_path_factory.mktemp('data')
+
 
 @pytest.mark.slow
-def test_munit_tells_lesions_from_healthy_tissue(tmp_path):
+@pytest.mark.parametrize('method', LEAST)
+def test_lesions_are_told_from_healthy_tissue(method, data, tmp_path):
   environment = os.environ | {
-    'JAXMED_DATA': str(tmp_path / 'data'),
+    'JAXMED_DATA': str(data),
     'XLA_FLAGS': '',  # The tests' own flags would slow its 400 steps.
   }
-  command = [sys.executable, '-m', 'jaxmed.launch', '--config=munit']
+  command = [sys.executable, '-m', 'jaxmed.launch', f'--config={method}']
   done = subprocess.run(
     [*command, f'--workdir={tmp_path / "run"}', '--config.score.slides=False'],
     cwd=ROOT,
@@ -27,11 +45,12 @@ def test_munit_tells_lesions_from_healthy_tissue(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   results = read_json(tmp_path / 'run/results.json')
+  assert results['primary'] == 'structure_half'
   found = results['image']['structure_half']['auroc']['value']
   trivial = {
     name: metrics['auroc_best_direction']['value']
     for name, metrics in results['trivial'].items()
   }
-  assert max(trivial.values()) <= 0.75
-  assert found >= 0.75
+  assert max(trivial.values()) <= TRIVIAL
+  assert found >= LEAST[method]
   assert found > max(trivial.values())
