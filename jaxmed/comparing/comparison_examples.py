@@ -25,7 +25,7 @@ from jaxmed.pipeline import frame
 EACH = 5  # Of either class.
 SIDE = 160  # px, at least: outlines need room.
 OUTLINE = (64, 240, 255)
-MAPS = 'maps/pixel.npz'
+MAPS = ('maps/pixel.npz', 'maps/shown.npz')  # The first that there is.
 Pixels = UInt8[np.ndarray, 'h w 3']
 
 
@@ -89,16 +89,18 @@ def map_name(entry: Entry, names: Sequence[str]) -> str:
 
 def _maps(entry: Entry) -> dict[str, np.ndarray]:
   """Rows, masks and the one map of a run; nothing if it has kept none."""
-  path = entry.folder / MAPS
-  if not path.exists():
+  paths = [path for name in MAPS if (path := entry.folder / name).exists()]
+  if not paths:
     return {}
-  with np.load(path) as saved:
+  with np.load(paths[0]) as saved:
     names = [name for name in saved.files if name not in ('row', 'mask')]
     name = map_name(entry, names)
     if not name:
       return {}
-    found = {'row': saved['row'], 'mask': saved['mask'].astype(bool)}
-    return found | {'map': saved[name]}
+    values = saved[name]
+    empty = np.zeros(values.shape, bool)
+    mask = saved['mask'].astype(bool) if 'mask' in saved.files else empty
+    return {'row': saved['row'], 'mask': mask, 'map': values}
 
 
 def _mapped(

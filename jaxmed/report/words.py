@@ -23,6 +23,8 @@ METHODS = {
   'cyclegan': 'CycleGAN',
   'steganomaly': 'SteGANomaly',
   'padim': 'PaDiM',
+  'rd': 'Reverse distillation',
+  'fwrd': 'FW-RD',
   'densenet': 'DenseNet-121, supervised',
   'vae': 'VAE',
   'ascnet': 'ASC-Net',

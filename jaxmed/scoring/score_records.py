@@ -35,11 +35,15 @@ KEPT = (
   'kind',
 )
 MAP_BYTES = 2**30  # Of all the maps kept for pixel metrics.
+SHOWN = 32  # Test images of a class whose maps are kept to be looked at.
 SAMPLED = 1024  # Pixels of a normal's map, for the threshold of slides' maps.
 
 
 def score_records(run: Run, records: Records) -> dict[str, float | bool]:
-  """Writes scores.parquet, calibration.json and maps/pixel.npz.
+  """Writes scores.parquet, calibration.json and maps/.
+
+  maps/pixel.npz is for pixel metrics; where no image has a mask, maps/shown.npz
+  has some images' maps, the same images' for every method, to look at.
 
   Each host scores its share; the first puts them together.
 
@@ -117,11 +121,16 @@ def chosen(config: ConfigDict, records: Records) -> np.ndarray:
 
 
 def _mapped(run: Run, records: Records, rows: np.ndarray) -> frozenset[int]:
-  """Test rows whose maps are kept for pixel metrics: as many as fit."""
-  if not records.has_masks or not run.map_names:
+  """Test rows whose maps are kept: with masks, as many as fit; else some."""
+  if not run.map_names:
     return frozenset()
   split = np.array(records.index['split'].take(rows).to_pylist())
   test = rows[split == 'test']
+  if not records.has_masks:
+    order = np.random.default_rng(0).permutation(test)
+    label = records.index['label'].to_numpy()[order]
+    some = [order[label == one][:SHOWN] for one in np.unique(label)]
+    return frozenset(np.concatenate(some).tolist()) if some else frozenset()
   height, width, _ = run.info.image
   most = MAP_BYTES // (height * width * (2 * len(run.map_names) + 1))
   if len(test) > most:
@@ -156,7 +165,9 @@ def _score(
     keep = np.array([row in mapped for row in part.batch.row.tolist()])
     if keep.any():
       half = {k: v[keep].astype(np.float16) for k, v in part.pixel.items()}
-      own = {'row': part.batch.row[keep], 'mask': part.batch.mask[keep]}
+      own = {'row': part.batch.row[keep]}
+      if part.batch.mask is not None:
+        own['mask'] = part.batch.mask[keep]
       maps.append(own | half)
   batches.close()
   scored = _concatenated(columns)
@@ -208,7 +219,8 @@ def _merge(run: Run, parts: pathlib.Path) -> None:
   saved = [_loaded(p) for p in files('maps', 'npz') if p.exists()]
   if saved:
     (run.folder / 'maps').mkdir(exist_ok=True)
-    np.savez_compressed(run.folder / 'maps/pixel.npz', **_concatenated(saved))
+    name = 'pixel' if 'mask' in saved[0] else 'shown'
+    np.savez_compressed(run.folder / f'maps/{name}.npz', **_concatenated(saved))
   normal = np.concatenate([np.load(path) for path in files('normal', 'npy')])
   workdir.write_json(
     run.folder / 'calibration.json', _calibration(run.config, table, normal)

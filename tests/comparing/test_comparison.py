@@ -358,7 +358,8 @@ def test_the_examples_are_the_same_in_any_order(make):
     assert ranks[places[-1]] == ranks[same].min()
 
 
-def test_maps_that_were_kept_are_shown_with_their_outlines(make):
+@pytest.mark.parametrize('masked', [True, False])
+def test_maps_that_were_kept_are_shown_with_their_outlines(make, masked):
   one = make('one')
   two = make('two', 'padim', scores=noise(0, 0.2))
   entries = comparison_runs.read([one, two])
@@ -367,7 +368,10 @@ def test_maps_that_were_kept_are_shown_with_their_outlines(make):
   mask = np.zeros((len(kept), 8, 8), bool)
   mask[:, 2:6, 2:6] = True
   maps = np.random.default_rng(0).random((len(kept), 8, 8)).astype(np.float16)
-  np.savez(one / 'maps/pixel.npz', row=kept, mask=mask, cycle_l1=maps)
+  if masked:
+    np.savez(one / 'maps/pixel.npz', row=kept, mask=mask, cycle_l1=maps)
+  else:
+    np.savez(one / 'maps/shown.npz', row=kept, cycle_l1=maps)
   methods = comparison_runs.grouped(entries)
   shown = examples(methods, np.ones(240, bool))
   assert len(shown) == 10
@@ -380,6 +384,7 @@ def test_maps_that_were_kept_are_shown_with_their_outlines(make):
     first, second = one['maps']
     assert first.shape == (160, 160, 3) and second is None
     lines = (first == (64, 240, 255)).all(axis=-1)
-    assert lines[40, 40:120].all() and lines[40:120, 119].all()
-    assert lines.sum() == 4 * 79
+    if masked:
+      assert lines[40, 40:120].all() and lines[40:120, 119].all()
+    assert lines.sum() == (4 * 79 if masked else 0)
     assert one['image'] is None and 'not here any more' in one['missing']

@@ -32,6 +32,32 @@ def test_every_training_seed_is_tested_on_the_same_images():
   assert set(score_records.chosen(config, _Records())) != set(rows)
 
 
+class _Pictures(_Records):
+  """The same, and what is tested is split by the column."""
+
+  has_masks = False
+
+  def __init__(self, has_masks: bool):
+    super().__init__()
+    self.has_masks = has_masks
+    split = ['validation'] * 10 + ['test'] * 90
+    self.index = self.index.append_column('split', pa.array(split))
+
+
+def test_maps_to_look_at_are_of_the_same_images_whatever_the_method():
+  info = types.SimpleNamespace(image=(8, 8, 3))
+  run = types.SimpleNamespace(map_names=('nearest',), info=info)
+  other = types.SimpleNamespace(map_names=('residual', 'ssim'), info=info)
+  silent = types.SimpleNamespace(map_names=(), info=info)
+  rows = np.arange(100)
+  kept = score_records._mapped(run, _Pictures(False), rows)
+  assert kept == score_records._mapped(other, _Pictures(False), rows)
+  assert len(kept) == 2 * score_records.SHOWN and min(kept) >= 10
+  assert sum(row % 2 for row in kept) == score_records.SHOWN
+  assert len(score_records._mapped(run, _Pictures(True), rows)) == 90
+  assert not score_records._mapped(silent, _Pictures(False), rows)
+
+
 def test_speed_leaves_out_the_first_batch_which_compiles(monkeypatch):
   clock = iter([0.0, 9.0, 11.0])  # Begun, first batch there, read.
   fake = types.SimpleNamespace(monotonic=lambda: next(clock))
