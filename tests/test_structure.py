@@ -99,7 +99,7 @@ MAY_IMPORT = {
     'workdir',
   },
 }
-TOP = {'__init__', 'commands', 'launch'}
+TOP = {'__init__', '__main__', 'commands', 'launch'}
 BARRED = ('tensorflow', 'torch', 'torchvision')
 FORBIDDEN = re.compile(r'(util|helper|common|manager|engine|misc|tool|base)s?')
 # Imported under another name than that of the distribution's module, or by
