@@ -99,7 +99,7 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config.data.test_per_class = 100  # What a search has the time for.
   config.train.update({'batch': 8, 'steps': 300, 'average_kimg': 0.2})
   config.train.watch.every = 100
-  return _by_pixels(config, steps=50)
+  return _by_pixels(config, steps=20)
 
 
 def folder(config: ConfigDict) -> ConfigDict:
