@@ -318,7 +318,8 @@ def _cautions(methods: Sequence[Method], test: Test) -> list[str]:
   if any(entry.fingerprint != first.fingerprint for entry in entries):
     said.append(
       'The data was prepared with other options for some runs; the test '
-      'images are the same, by what the trivial baselines say of each.'
+      'images are the same, by their files or by what the trivial baselines '
+      'say of each.'
     )
   keys = first.normals['key'].tolist()
   if any(entry.normals['key'].tolist() != keys for entry in entries):

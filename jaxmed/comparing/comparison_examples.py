@@ -5,8 +5,6 @@ of their ranks under all runs: what all find, what divides them, and what all
 miss. Nothing is drawn by chance, so the same runs show the same images.
 """
 
-import contextlib
-import pathlib
 from collections.abc import Sequence
 
 import matplotlib
@@ -17,7 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from jaxmed.comparing.comparison_runs import Entry, Method
-from jaxmed.datasets import images, write
+from jaxmed.datasets import images
 from jaxmed.datasets.records import open_records
 from jaxmed.errors import UserError
 from jaxmed.pipeline import frame
@@ -148,7 +146,7 @@ def _heat(
 def _pictures(entry: Entry, chosen: Sequence[int]) -> tuple[list[Pixels], str]:
   """The images as the first run has seen them; or why there are none."""
   rows = [int(entry.test['row'][i]) for i in chosen]
-  directory = _records(entry)
+  directory = entry.records()
   if directory is None:
     return [], 'its data is not here any more'
   try:
@@ -167,16 +165,6 @@ def _pictures(entry: Entry, chosen: Sequence[int]) -> tuple[list[Pixels], str]:
       mask = fitting.fit_mask(images.decode_mask(one.mask))
     drawn.append(_outlined(_colour(pixels), mask))
   return drawn, ''
-
-
-def _records(entry: Entry) -> pathlib.Path | None:
-  """Where the run found its data, or where it would be prepared now."""
-  noted = (entry.run.provenance.get('data') or {}).get('dir', '')
-  places = [pathlib.Path(noted)] if noted else []
-  with contextlib.suppress(UserError, AttributeError, KeyError):
-    places.append(write.location(ConfigDict(entry.run.config['data'])))
-  whole = [place for place in places if (place / 'dataset.json').is_file()]
-  return next((p for p in whole if p.name == entry.fingerprint), None)
 
 
 def _colour(pixels: np.ndarray) -> Pixels:

@@ -3,9 +3,11 @@
 Two runs have the same test set if their test images have the same names,
 groups and labels, and come from the same prepared data. Where the data was
 prepared otherwise, in its part for training say, the images may still be the
-same: then what the trivial baselines say of every one of them is the same too.
+same: then what the trivial baselines say of every one of them is the same too
+or, where the runs have cut them otherwise, the files in the records are.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -14,8 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ml_collections import ConfigDict
 
 from jaxmed import workdir
+from jaxmed.datasets import write
+from jaxmed.datasets.records import open_records
 from jaxmed.errors import UserError
 from jaxmed.report import words
 from jaxmed.report.load import Run, load
@@ -25,6 +30,7 @@ MOST_FIELDS = 3  # That tell methods of one name apart; else folders do.
 SEEDS_OWN = 'seed', 'changed'
 PLACES = 'dir', 'path'  # Of `data`: the same may lie elsewhere.
 FRAME = 'size', 'channels', 'resize'  # Of `data`: how an image was cut.
+CHUNK = 256  # Images that are compared at once.
 Named = dict[str, np.ndarray]
 
 
@@ -55,6 +61,15 @@ class Entry:
   @property
   def fingerprint(self) -> str:
     return (self.run.provenance.get('data') or {}).get('fingerprint', '')
+
+  def records(self) -> pathlib.Path | None:
+    """Where the run found its data, or where it would be prepared now."""
+    noted = (self.run.provenance.get('data') or {}).get('dir', '')
+    places = [pathlib.Path(noted)] if noted else []
+    with contextlib.suppress(UserError, AttributeError, KeyError):
+      places.append(write.location(ConfigDict(self.run.config['data'])))
+    whole = [place for place in places if (place / 'dataset.json').is_file()]
+    return next((p for p in whole if p.name == self.fingerprint), None)
 
   @functools.cached_property
   def settings(self) -> dict:
@@ -194,19 +209,37 @@ def _alike(one: Entry, other: Entry) -> bool:
     for entry in (one, other)
   ]
   names = [name for name in one.test if name.startswith('trivial.')]
-  same_rows = all(
+  if not all(
     np.array_equal(*_columns(name, one, other)) for name in ('key', 'label')
-  )
+  ):
+    return False
+  if frames[0] != frames[1]:
+    return _same_files(one, other)
   return (
-    frames[0] == frames[1]
-    and bool(names)
-    and same_rows
+    bool(names)
     and all(name in other.test for name in names)
     and all(
       np.allclose(*_columns(name, one, other), rtol=1e-6, equal_nan=True)
       for name in names
     )
   )
+
+
+def _same_files(one: Entry, other: Entry) -> bool:
+  """Whether the test images are stored with the same bytes, in this order."""
+  directories = [entry.records() for entry in (one, other)]
+  if None in directories:
+    return False
+  rows = _columns('row', one, other)
+  pairs = [(open_records(d), r) for d, r in zip(directories, rows, strict=True)]
+  for start in range(0, len(rows[0]), CHUNK):
+    first, second = (
+      [found.image for found in records.read(row[start : start + CHUNK])]
+      for records, row in pairs
+    )
+    if first != second:
+      return False
+  return True
 
 
 def _refuse_copies(entries: Sequence[Entry]) -> None:

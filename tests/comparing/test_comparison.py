@@ -4,11 +4,13 @@ import csv
 import json
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from sklearn import metrics
 
 from jaxmed import command, evaluate
@@ -16,6 +18,8 @@ from jaxmed.commands import cli
 from jaxmed.comparing import comparison, comparison_runs
 from jaxmed.comparing.comparison_examples import choose, examples
 from jaxmed.configs import munit, padim, patchcore
+from jaxmed.datasets import write
+from jaxmed.datasets.records import open_records
 from jaxmed.errors import UserError
 from jaxmed.scoring.score_records import KEPT
 from tests.report.fabricate import fabricate
@@ -257,6 +261,37 @@ def test_other_data_with_the_same_test_images(make, tmp_path):
   edit(two, 'provenance.json', lambda x: x['data'].update(fingerprint='other'))
   text = comparison.compare([one, two], tmp_path / 'out')
   assert 'the test images are the same' in text
+
+
+def _prepared(place: pathlib.Path, seed: int, train_sick: float):
+  """As an entry: records of ten pictures, in the order of their keys."""
+  dice = np.random.default_rng(seed)
+  for kind, count in (('normal', 6), ('sick', 4)):
+    (place / kind).mkdir(parents=True)
+    for number in range(count):
+      pixels = dice.integers(0, 256, (8, 8, 3), np.uint8)
+      Image.fromarray(pixels).save(place / kind / f'{number}.png')
+  config = patchcore.get_config('folder')
+  config.data.update({'path': str(place), 'dir': str(place.parent / 'records')})
+  config.data.options.train_sick = train_sick
+  directory = write.prepare(config.data)
+  keys = open_records(directory).index['key'].to_pylist()
+  return types.SimpleNamespace(
+    records=lambda: directory, test={'row': np.argsort(keys)}
+  )
+
+
+def test_images_that_runs_cut_otherwise_are_compared_by_their_files(tmp_path):
+  one, other = (
+    _prepared(tmp_path / name / 'pictures', 0, sick)
+    for name, sick in (('one', 0.0), ('other', 0.5))
+  )
+  assert one.records().name != other.records().name
+  assert comparison_runs._same_files(one, other)
+  changed = _prepared(tmp_path / 'changed/pictures', 1, 0.0)
+  assert not comparison_runs._same_files(one, changed)
+  gone = types.SimpleNamespace(records=lambda: None, test=one.test)
+  assert not comparison_runs._same_files(one, gone)
 
 
 def _other_images(table):
