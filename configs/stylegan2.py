@@ -99,7 +99,10 @@ def phantom(config: ConfigDict) -> ConfigDict:
   config.data.test_per_class = 100  # What a search has the time for.
   config.train.update({'batch': 8, 'steps': 300, 'average_kimg': 0.2})
   config.train.watch.every = 100
-  return _by_pixels(config, steps=20)
+  config = _by_pixels(config, steps=20)
+  config.score.names += ('structure_half',)
+  config.eval.primary = 'structure_half'
+  return config
 
 
 def folder(config: ConfigDict) -> ConfigDict:
@@ -153,15 +156,8 @@ def _by_pixels(config: ConfigDict, steps: int) -> ConfigDict:
   """Projections without LPIPS, for which weights have to be fetched."""
   config.score.projection.loss = 'l1'
   config.score.steps = steps
-  config.score.names = (
-    'structure_half',
-    'ssim',
-    'residual',
-    'distance',
-    'w_distance',
-    'critic',
-  )
-  config.eval.primary = 'structure_half'
+  config.score.names = ('ssim', 'residual', 'distance', 'w_distance', 'critic')
+  config.eval.primary = 'ssim'
   return config
 
 
