@@ -227,7 +227,7 @@ def test_a_slide_is_scored_and_the_rest_redone(finished, environment, tmp_path):
     image.crop((0, 0, 40, 40)).save(cut)
   out = tmp_path / 'out'
   argv = *where, '--out', out, slide['path'], cut
-  done = _run('cli', 'score', *argv, env=environment)
+  done = _run('commands.cli', 'score', *argv, env=environment)
   assert done.returncode == 0, done.stderr
   table = pq.read_table(out / 'scores.parquet').to_pylist()
   rows = {pathlib.Path(row['file']).name: row for row in table}
@@ -239,10 +239,10 @@ def test_a_slide_is_scored_and_the_rest_redone(finished, environment, tmp_path):
   assert rows['cut.png']['tiles'] == 1
   assert len(list(out.glob('*_overlay.png'))) == 2
   argv = *where, '--mpp', '1', slide['path']
-  done = _run('cli', 'score', *argv, env=environment)
+  done = _run('commands.cli', 'score', *argv, env=environment)
   assert done.returncode == 2 and 'than the 0.5 that the run was' in done.stderr
   for command in ('evaluate', 'report'):
-    done = _run('cli', command, *where, env=environment)
+    done = _run('commands.cli', command, *where, env=environment)
     assert done.returncode == 0, done.stderr
 
 

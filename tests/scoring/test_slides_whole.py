@@ -39,7 +39,7 @@ def jaxmed(environment, tmp_path_factory):
   here = tmp_path_factory.mktemp('here')
 
   def call(code: int, *argv) -> subprocess.CompletedProcess:
-    module = 'launch' if argv[0] == 'launch' else 'cli'
+    module = 'launch' if argv[0] == 'launch' else 'commands.cli'
     argv = argv[1:] if argv[0] == 'launch' else argv
     done = subprocess.run(
       [sys.executable, '-m', f'jaxmed.{module}', *map(str, argv)],
