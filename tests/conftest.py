@@ -1,7 +1,6 @@
 """Strictness for every test, and the tiers: plain, and `--all`."""
 
 import os
-import pathlib
 import tempfile
 
 # Compiling is most of what the tests do; their programs are too small to gain
@@ -14,9 +13,6 @@ from absl import flags
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-
-ROOT = pathlib.Path(__file__).parent.parent
-SHARED = ROOT.parent / 'shared'
 
 
 def pytest_addoption(parser):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.places import ROOT
 
 PACKAGE = ROOT / 'jaxmed'
 # What each room may import of ours. Rooms that are not listed see everything:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from jaxmed.nn import lpips
 from jaxmed.weights.names import from_foreign
-from tests.conftest import ROOT
 from tests.golden import check, filling
+from tests.places import ROOT
 
 
 def compute(manifest, directory):

@@ -4,6 +4,8 @@ import functools
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from jaxmed.nn import munit as networks
 from tests.golden import __main__ as command
 from tests.golden import check, filling, munit, tissue
+from tests.places import ROOT
 
 HERE = pathlib.Path(__file__).parent
 SHARED = HERE.parents[2] / 'shared' / 'golden'
@@ -170,6 +173,20 @@ def test_the_command_says_what_data_a_case_needs(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(tissue, 'ROOT', tmp_path / 'nowhere' / 'repository')
   assert command.main([str(tmp_path / 'tissue')]) == 1
   assert 'needs shared/data/' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason='needs shared/data')
+def test_the_command_takes_several_cases_in_one_process():
+  cases = [str(HERE / name) for name in ('alocc', 'lpips', 'tissue')]
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.golden', *cases],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert not done.returncode, done.stderr
+  assert done.stdout.endswith(' outputs of 3 cases, 0 wrong.\n')
 
 
 def test_the_command_refuses_a_case_it_does_not_have(tmp_path, capsys):

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from jaxmed.slides import codait, otsu, reader
-from tests.conftest import ROOT
 from tests.golden import check
+from tests.places import ROOT
 
 # A few pixels in ten thousand depend on the slide's decoder; each spoils a
 # byte of packed bits.

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jaxmed.workdir import read_json
-from tests.conftest import ROOT
+from tests.places import ROOT
 
 # Below what each had on three seeds, by the score that its preset names first.
 # The other methods stay below .7 here, as their pages say.

@@ -20,7 +20,7 @@ from jaxmed.commands import cli
 from jaxmed.datasets import phantom, records
 from jaxmed.scoring import score_files, slide_files
 from jaxmed.slides import annotations, listing
-from tests.conftest import SHARED
+from tests.places import SHARED
 from tests.scoring.test_score_slides import trained, write_slide
 from tests.slides import annotation_corpus, corpus
 

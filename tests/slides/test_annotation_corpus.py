@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.places import ROOT
 from tests.slides import annotation_corpus
 from tests.slides.annotation_corpus import CASES, MEGABYTES, SECONDS
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jaxmed.slides import guard, reader
-from tests.conftest import ROOT
+from tests.places import ROOT
 from tests.slides import corpus
 
 

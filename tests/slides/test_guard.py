@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmed.slides import guard, reader
-from tests.conftest import ROOT
+from tests.places import ROOT
 from tests.slides import corpus, doomed
 
 SHELF = 'tests.slides.doomed.Shelf'

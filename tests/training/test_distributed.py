@@ -12,7 +12,7 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.training import distributed
-from tests.conftest import ROOT
+from tests.places import ROOT
 from tests.training.miniature import Chooser, adversaries, bank, train
 
 
