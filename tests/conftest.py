@@ -1,6 +1,7 @@
 """Strictness for every test, and the tiers: plain, and `--all`."""
 
 import os
+import pathlib
 import tempfile
 
 # Compiling is most of what the tests do; their programs are too small to gain
@@ -10,6 +11,8 @@ os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 import jax
 import pytest
 from absl import flags
+
+from tests.places import SHARED
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -1,12 +1,15 @@
 """The house rules that a machine can check: imports, names, dependencies."""
 
 import ast
+import functools
 import importlib.metadata
+import json
 import pathlib
 import re
 import subprocess
 import sys
 import time
+import tokenize
 import tomllib
 from collections.abc import Iterator
 
@@ -194,6 +197,36 @@ def test_nothing_prints_but_commands():
       calls = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
       if calls and node.func.id == 'print':
         assert _room(path) in may, f'{path}, line {node.lineno}, prints'
+
+
+def test_names_are_defined():
+  """Ruff's F821, which pyproject.toml leaves out: names of dimensions, as in
+  Float[Array, 'b c'], are undefined for it. They stand in strings.
+  """
+  done = subprocess.run(
+    [sys.executable, '-m', 'ruff', 'check', '--isolated', '--select=F821']
+    + ['--output-format=json', str(ROOT)],
+    capture_output=True,
+    text=True,
+  )
+  found = []
+  for one in json.loads(done.stdout):
+    place = one['location']['row'], one['location']['column'] - 1
+    path = pathlib.Path(one['filename'])
+    if path.suffix == '.py' and not _in_string(path, place):
+      found.append(f'{path.name}, line {place[0]}: {one["message"]}')
+  assert not found
+
+
+@functools.cache
+def _strings(path: pathlib.Path) -> list[tuple]:
+  with path.open('rb') as file:
+    tokens = tokenize.tokenize(file.readline)
+    return [(t.start, t.end) for t in tokens if t.type == tokenize.STRING]
+
+
+def _in_string(path: pathlib.Path, place: tuple[int, int]) -> bool:
+  return any(start <= place < end for start, end in _strings(path))
 
 
 def test_every_module_says_what_it_is_for():
