@@ -129,8 +129,8 @@ def _mapped(run: Run, records: Records, rows: np.ndarray) -> frozenset[int]:
   if not records.has_masks:
     order = np.random.default_rng(0).permutation(test)
     label = records.index['label'].to_numpy()[order]
-    some = [order[label == one][:SHOWN] for one in np.unique(label)]
-    return frozenset(np.concatenate(some).tolist()) if some else frozenset()
+    classes = (order[label == one][:SHOWN] for one in np.unique(label))
+    return frozenset(row for some in classes for row in some.tolist())
   height, width, _ = run.info.image
   most = MAP_BYTES // (height * width * (2 * len(run.map_names) + 1))
   if len(test) > most:

@@ -13,10 +13,10 @@ import pytest
 from jaxmed.nn import munit as networks
 from tests.golden import __main__ as command
 from tests.golden import check, filling, munit, tissue
-from tests.places import ROOT
+from tests.places import ROOT, SHARED
 
 HERE = pathlib.Path(__file__).parent
-SHARED = HERE.parents[2] / 'shared' / 'golden'
+GOLDEN = SHARED / 'golden'
 # Cases of large networks, or of long compiling.
 SLOW = {
   'alad',
@@ -40,7 +40,7 @@ def cases() -> list[pathlib.Path]:
   names = {path.name for path in here}
   return here + [
     path.parent
-    for path in sorted(SHARED.glob('*/manifest.json'))
+    for path in sorted(GOLDEN.glob('*/manifest.json'))
     if path.parent.name not in names
     and (HERE / f'{path.parent.name}.py').exists()
   ]
@@ -176,7 +176,7 @@ def test_the_command_says_what_data_a_case_needs(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason='needs shared/data')
+@pytest.mark.skipif(not (SHARED / 'data').exists(), reason='needs shared/data')
 def test_the_command_takes_several_cases_in_one_process():
   cases = [str(HERE / name) for name in ('alocc', 'lpips', 'tissue')]
   done = subprocess.run(
