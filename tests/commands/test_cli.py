@@ -311,3 +311,15 @@ def test_the_doctor_names_what_is_missing(capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, 'openslide', None)
   assert cli.main(['doctor']) == 1
   assert 'slides' in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize('given', ['madvise', 'always', 'asks'])
+def test_the_doctor_tells_of_large_pages(given, capsys, monkeypatch, tmp_path):
+  modes = {'always': '[always] madvise never'}
+  file = tmp_path / 'enabled'
+  file.write_text(modes.get(given, 'always [madvise] never'))
+  monkeypatch.setattr(doctor, 'PAGES', file)
+  name, _, value = doctor.ASKING.partition('=')
+  monkeypatch.setenv(name, value if given == 'asks' else 'glibc.pthread.rseq=0')
+  assert cli.main(['doctor']) == 0
+  assert (doctor.ASKING in capsys.readouterr().out) == (given == 'madvise')
