@@ -18,6 +18,7 @@ def paper(config: ConfigDict) -> ConfigDict:
       'width': 64,  # Of the largest map; it doubles with every halving.
       'z': 100,
       'extra': 0,  # Layers of one size more, after the first.
+      'statistics': 'running',  # Of norms when scoring; 'batch' as released.
       **defaults.LPIPS,
     }
   )

@@ -18,7 +18,8 @@ score
 A step is G's, then D's on the reconstructions made before it. D forgets all
 it has learned when L_D falls below 1e-5, so that it does not win for good.
 Scores are made with the norms' running statistics; the released code keeps to
-those of the test batch, so that a score depends on its neighbours.
+those of the test batch (`model.statistics='batch'`), so that a score depends on
+its neighbours.
 """
 
 import jax
@@ -27,7 +28,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, unknown
 from jaxmed.method import (
   Batch,
   Batches,
@@ -50,6 +51,7 @@ from jaxmed.nn.reconstruction import Comparison
 from jaxmed.weights.names import TORCH, Table
 
 OWN = ('latent', 'latent_l1')  # Scores of this method.
+STATISTICS = ('running', 'batch')
 
 # Of the state_dicts in netG.pth and netD.pth, which share no name.
 TABLE = Table(
@@ -83,6 +85,11 @@ class Ganomaly:
         f'model.width is {model.width}, which the decoder halves; set it to '
         'an even number.'
       )
+    if model.statistics not in STATISTICS:
+      raise unknown(
+        'model.statistics of ganomaly', model.statistics, STATISTICS
+      )
+    self.running = model.statistics == 'running'
     self.dtype = dtype_of(train.precision)
     self.image, self.weights = image, train.weights
     self.redraw_below = train.redraw_below
@@ -109,9 +116,13 @@ class Ganomaly:
     """(logits, features), likewise."""
     return _train(self.discriminator, params, stats, x, valid)
 
-  def reconstruct(self, state: State, x: Images):
-    """(y, z, z') with the running statistics."""
-    return self.generator.apply(state.variables('generator'), x)
+  def reconstruct(self, state: State, x: Images, valid=None):
+    """(y, z, z') as scored: with the statistics that `model.statistics` says."""
+    variables = state.variables('generator')
+    if self.running:
+      return self.generator.apply(variables, x)
+    params, stats = variables['params'], variables['batch_stats']
+    return self.draw(params, stats, x, valid)[0]
 
   def generator_loss(self, params: PyTree, state: State, x: Images, valid):
     """L_G; and y, both networks' statistics, and the terms."""
@@ -209,7 +220,7 @@ def build(config: ConfigDict, info: Info) -> Method:
 
   def score(state: State, batch: Batch, rng: RandomKey) -> Score:
     del rng
-    y, z, again = gan.reconstruct(state, batch.signed)
+    y, z, again = gan.reconstruct(state, batch.signed, batch.valid)
     seen = to_unit(y)
     others, maps = comparison(state.frozen, batch.unit, seen)
     named = distances(z, again) | others

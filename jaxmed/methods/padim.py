@@ -23,7 +23,7 @@ Sums and L^-1 are triangles of a matrix at each place, kept in half its memory
 The code then moves the maps of the whole test set to [0, 1] by one minimum
 and one maximum. An image's score would so depend on the other images tested,
 and no score here does; within one test set the order is the same. Images are
-resized to 256 by Lanczos there, as config.data.resize does.
+resized to 256 by Lanczos there, and bicubically by config.data.resize.
 """
 
 import functools

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from jaxmed.errors import UserError, unknown
@@ -60,11 +60,13 @@ Layers = list[Float[Array, 'b _h _w _c']]  # The finest first.
 def patchify(
   x: Float[Array, 'b h w c'], size: int = 3, stride: int = 1
 ) -> Float[Array, 'b y x c k k']:
-  """The neighbourhood of every place; beyond the border lie zeros."""
-  before = (size - 1) // 2
-  border = (before, size - 1 - before)
+  """The neighbourhood of every place; beyond the border lie zeros.
+
+  As in the original, an even `size` leaves one place less each way.
+  """
+  border = ((size - 1) // 2,) * 2
   padded = jnp.pad(x, ((0, 0), border, border, (0, 0)))
-  height, width = ((n - 1) // stride * stride + 1 for n in x.shape[1:3])
+  height, width = ((n - size) // stride * stride + 1 for n in padded.shape[1:3])
   cells = [
     padded[:, i : i + height : stride, j : j + width : stride]
     for i in range(size)
@@ -97,20 +99,21 @@ def adaptive_average(
 def preprocess(
   layers: Layers, size: int, width: int
 ) -> Float[Array, 'b h w layers width']:
-  """Every layer's patches, averaged, on the first layer's grid.
+  """Every layer's patches, averaged, on the grid of the first layer's.
 
   The original moves every number of a patch to the grid and averages then.
   Both are linear, one over places and one over numbers, so they may be
   exchanged, and little is left to move.
   """
-  grid = layers[0].shape[1:3]
 
   def one(x):
     patches = patchify(x, size)
-    means = adaptive_average(patches.reshape(*patches.shape[:3], -1), width)
-    return means if x.shape[1:3] == grid else resize.bilinear(means, grid)
+    return adaptive_average(patches.reshape(*patches.shape[:3], -1), width)
 
-  return jnp.stack([one(x) for x in layers], axis=3)
+  means = [one(x) for x in layers]
+  grid = means[0].shape[1:3]
+  same = lambda x: x if x.shape[1:3] == grid else resize.bilinear(x, grid)
+  return jnp.stack([same(x) for x in means], axis=3)
 
 
 def embed(
@@ -122,16 +125,21 @@ def embed(
 
 
 def select(
-  bank: Float[Array, '*n c'], full, count: int, model: ConfigDict, key
+  bank: Float[Array, '*n c'],
+  full: Bool[Array, '*n'],
+  rows: int,
+  count: int,
+  model: ConfigDict,
+  key: RandomKey,
 ) -> Float[Array, 'k c']:
-  """The core of a bank."""
+  """The core of a bank, `rows` of which are full."""
   keys = jax.random.split(key)
   points, starts = bank, None
   if model.projection and model.projection != bank.shape[-1]:
     matrix = nearest.projection(keys[0], bank.shape[-1], model.projection)
     points = nearest.project(bank, matrix)
   if model.sampler == 'approximate':
-    starts = nearest.draw(keys[1], full, min(model.starts, count))
+    starts = nearest.draw(keys[1], full, min(model.starts, rows))
   return nearest.rows(bank, nearest.coreset(points, full, count, starts))
 
 
@@ -205,7 +213,8 @@ def build(config: ConfigDict, info: Info) -> Method:
   def finish(rng: RandomKey, state: State):
     bank, full = state.memory['bank'], state.memory['full']
     full = jnp.broadcast_to(full[..., None], bank.shape[:-1])
-    return state.replace(memory={'core': select(bank, full, count, model, rng)})
+    core = select(bank, full, images * height * width, count, model, rng)
+    return state.replace(memory={'core': core})
 
   def score(state: State, batch: Batch, rng: RandomKey) -> Score:
     del rng
@@ -244,7 +253,18 @@ def _check(model: ConfigDict, network: Trunk, info: Info) -> tuple[int, int]:
       raise unknown(f'stage of {model.trunk}', name, network.stages)
   run = functools.partial(network.init_with_output, jax.random.key(0))
   stages, _ = jax.eval_shape(run, jnp.zeros((1, *info.image)))
-  return stages[model.layers[0]].shape[1:3]
+  patches = lambda x: patchify(x, model.patch)
+  grids = [
+    jax.eval_shape(patches, stages[name]).shape[1:3]
+    for name in model.layers
+    if model.patch > 0
+  ]
+  if not grids or min(min(grid) for grid in grids) < 1:
+    raise UserError(
+      f'Patches of {model.patch} do not fit into all maps of the layers; set'
+      ' --config.model.patch to a small odd number, such as 3.'
+    )
+  return grids[0]
 
 
 def _count(model: ConfigDict, images: int, places: int) -> int:

@@ -1,7 +1,6 @@
 """Trunks against torchvision's, stage by stage to the logits."""
 
 import gc
-import re
 
 import jax
 import numpy as np
@@ -91,5 +90,4 @@ def _kept(output: str, layers: dict, text: str) -> np.ndarray:
   if output.endswith('.stats'):
     x = x.astype(np.float64)
     return np.array([x.mean(), x.std(), np.abs(x).sum()])
-  steps = re.search(r'strided \[([^]]*)\]', text)[1].split(', ')
-  return x[tuple(slice(None, None, int(s.strip(':') or 1)) for s in steps)]
+  return filling.kept(x, text)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -38,6 +39,13 @@ def inputs(manifest: dict) -> dict[str, np.ndarray]:
     name: kinds[kind](name, shape).astype(np.float32)
     for name, shape, kind in manifest['inputs']
   }
+
+
+def kept(x: np.ndarray, text: str) -> np.ndarray:
+  """What a case keeps of an output: all, or every so many as its text says."""
+  found = re.search(r'strided \[([^]]*)\]', text)
+  steps = found[1].split(', ') if found else []
+  return x[tuple(slice(None, None, int(s.strip(':') or 1)) for s in steps)]
 
 
 def _weight(manifest: dict, name: str, shape, kind: str) -> np.ndarray:

@@ -15,6 +15,7 @@ DRAWN = {'wide_resnet50_2': (550, 1792), 'resnet18': (100, 448)}
 def compute(manifest, directory):
   del directory
   sizes, given = manifest['hyperparameters'], filling.inputs(manifest)
+  texts = manifest['outputs']
   layers = {split: _layers(given, split) for split in ('train', 'test')}
   train, test = (padim.embed(x, sizes['channels']) for x in layers.values())
   every = padim.draw(0, sum(x.shape[-1] for x in layers['test']))
@@ -31,9 +32,9 @@ def compute(manifest, directory):
   scaled = (smooth - smooth.min()) / np.ptp(smooth)
   drawn = {f'channels_{n}': padim.draw(*args) for n, args in DRAWN.items()}
   return {
-    'embedding_test': embedding[:, :, ::2, ::2],
+    'embedding_test': filling.kept(embedding, texts['embedding_test']),
     'mean': memory['mean'].reshape(-1, test.shape[-1])[:places].T,
-    'cov': _covariance(memory, sizes, places)[::5],
+    'cov': filling.kept(_covariance(memory, sizes, places), texts['cov']),
     'distance': away,
     'map_upsampled': maps.anomaly_map(away, size, 0),
     'map_smooth': smooth,

@@ -22,10 +22,10 @@ def compute(manifest, directory):
     for split in ('train', 'test')
   }
   points = given['points']
-  core, found = _bank(layers['train'], weights['bank_mapper.weight'], sizes)
+  core, found = _bank(layers['train'], weights.get('bank_mapper.weight'), sizes)
   return {
-    **_patches(layers['test'], sizes),
-    **_coresets(points, weights['mapper.weight'], sizes),
+    **_patches(layers['test'], sizes, manifest['outputs']),
+    **_coresets(points, weights.get('mapper.weight'), sizes),
     **found,
     **_scores(_embed(layers['test'], sizes), core, manifest),
     'segmentation': _map(given['patch_scores'], sizes),
@@ -41,12 +41,17 @@ def _embed(layers, sizes):
   )
 
 
+def _project(points, mapper):
+  """Without a mapper the case has points as wide as they are to be."""
+  return points if mapper is None else nearest.project(points, mapper)
+
+
 def _flat(x):
   """Places of all images in one row."""
   return np.asarray(x).reshape(-1, *x.shape[3:])
 
 
-def _patches(layers, sizes):
+def _patches(layers, sizes, texts):
   size, width = sizes['patchsize'], sizes['pretrain_embed_dimension']
   one, other = (patchcore.patchify(x, size) for x in layers)
   strided = patchcore.patchify(layers[0], size, stride=2)
@@ -58,7 +63,7 @@ def _patches(layers, sizes):
     'patches_layer3': of_images(other),
     'patches_layer2_stride2': of_images(strided),
     'mean_mapper_layer2': patchcore.adaptive_average(flat, width),
-    'preprocessed': _flat(together)[::2],
+    'preprocessed': filling.kept(_flat(together), texts['preprocessed']),
     'embedding_test': _flat(_embed(layers, sizes)),
   }
 
@@ -72,7 +77,7 @@ def _pick(points, share, starts=None):
 
 
 def _coresets(points, mapper, sizes):
-  reduced = nearest.project(points, mapper)
+  reduced = _project(points, mapper)
   share, starts = sizes['percentage'], sizes['starts']
   return {
     'reduced_points': reduced,
@@ -86,7 +91,7 @@ def _coresets(points, mapper, sizes):
 
 def _bank(layers, mapper, sizes):
   embedding = _flat(_embed(layers, sizes))
-  points = nearest.project(embedding, mapper)
+  points = _project(embedding, mapper)
   index = _pick(points, sizes['bank_percentage'], sizes['bank_starts'])
   found = {'embedding_train': embedding, 'bank_indices': index}
   return embedding[index], found

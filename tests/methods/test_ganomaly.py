@@ -178,6 +178,30 @@ def test_scores_are_distances_of_codes(gan, state):
   close(score.panels['reconstruction'], (y + 1) / 2)
 
 
+def test_scores_may_have_the_statistics_of_their_batch(state):
+  config = configs.get_config('tiny')
+  config.model.statistics = 'batch'
+  score = jax.jit(methods.build(config, INFO).score)
+  one = Batch((X + 1) / 2, np.arange(4), np.zeros(4, np.int32))
+  found = score(state, one, KEY).image['latent']
+  padded = one.image.copy()
+  padded[3] = 0.5
+  row = np.array([0, 1, 2, -1])
+  without = [
+    score(state, one.replace(image=image, row=row), KEY).image['latent'][:3]
+    for image in (one.image, padded)
+  ]
+  np.testing.assert_allclose(*without, rtol=1e-5)  # Padding has no say.
+  assert np.abs(without[0] - found[:3]).max() > 1e-4 * found.max()
+  running = jax.jit(methods.build(configs.get_config('tiny'), INFO).score)
+  assert not np.allclose(running(state, one, KEY).image['latent'], found)
+
+
+def test_an_unknown_way_of_scoring_is_refused():
+  with pytest.raises(UserError, match="Did you mean 'running'"):
+    _gan(statistics='runing')
+
+
 def test_distances_of_equal_codes_are_none():
   z = jnp.ones((2, 3))
   assert all(not value.any() for value in distances(z, z).values())

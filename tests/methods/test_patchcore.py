@@ -163,7 +163,7 @@ def test_averages_are_those_of_the_bins():
 def test_patches_are_torchs_unfold():
   torch = pytest.importorskip('torch')
   x = np.random.default_rng(0).standard_normal((2, 5, 7, 3), np.float32)
-  for size, stride in ((3, 1), (3, 2), (5, 3)):
+  for size, stride in ((3, 1), (3, 2), (5, 3), (2, 1), (4, 3)):
     unfold = torch.nn.Unfold(size, padding=(size - 1) // 2, stride=stride)
     theirs = unfold(torch.tensor(x.transpose(0, 3, 1, 2))).numpy()
     ours = np.asarray(patchcore.patchify(x, size, stride))
@@ -195,6 +195,7 @@ def test_grays_are_seen_as_rgb():
     ({'neighbours': 33}, '33 nearest rows of a coreset of 32'),
     ({'reweight': 40}, 'config.model.reweight to 32'),
     ({'sampler': 'greedi'}, "Did you mean 'greedy'"),
+    ({'patch': 0}, 'Patches of 0 do not fit'),
     ({'bank_gb': 5e-5}, 'bank of 21 images would take 8.6e-05 GB'),
     ({'layers': ('stage4',)}, "No stage of small 'stage4'"),
     ({'trunk': 'wide_resnet50'}, "Did you mean 'wide_resnet50_2'"),
@@ -205,6 +206,16 @@ def test_what_cannot_be_is_said(changes, says):
   config.model.update(changes)
   with pytest.raises(UserError, match=says):
     methods.build(config, INFO)
+
+
+def test_patches_of_even_size_have_one_place_less_each_way():
+  config = configs.get_config('tiny')
+  config.model.patch = 2
+  method, _, state, _ = _run(config)
+  batch = _batches()[0]
+  score = jax.jit(method.score)(state, batch, jax.random.key(0))
+  assert np.isfinite(score.image['nearest']).all()
+  assert score.pixel['nearest'].shape == batch.image.shape[:3]
 
 
 def test_weights_must_be_asked_for():
