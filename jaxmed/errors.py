@@ -8,6 +8,12 @@ class UserError(Exception):
   """Says what was found, what was expected, and what to do."""
 
 
+def printable(text: str, most: int = 300) -> str:
+  """A name or a line from a file, as it may be shown on a terminal."""
+  fits = text.isprintable() and len(text) <= most
+  return text if fits else f'{text!r:.{most}}'
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
   """An error for a misspelt name: the closest match, and what is known.
 

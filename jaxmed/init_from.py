@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from jaxmed import errors, workdir
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, printable
 from jaxmed.method import Method, PyTree, State
 from jaxmed.training import loop
 from jaxmed.training.sharding import Place
-from jaxmed.weights import read, store
-from jaxmed.weights.names import from_foreign
+from jaxmed.weights import checkpoint, read, store
+from jaxmed.weights.names import from_foreign, unwrapped
 
 FIELDS = ('params', 'batch_stats')  # Of a State: what a network is made of.
 Parts = dict[str, dict[str, PyTree]]  # Field -> part -> tree.
@@ -154,6 +154,7 @@ def _read(
   source: pathlib.Path, target: Parts, strict: bool, method: Method
 ) -> tuple[Parts, dict]:
   """Weights for the target's leaves, and where they are from."""
+  source = checkpoint.index_of(source)
   if source.is_dir():
     found = _from_run(source, target, strict)
     config = workdir.load_config(source)
@@ -206,13 +207,15 @@ def _from_file(
       f'train.init_from is the file {source}, and nothing says what the names '
       'in checkpoints of this method mean; give the folder of a run.'
     )
-  arrays = read.read(source)
-  if not strict:  # What belongs to other parts may be there.
-    mine = lambda name: any(
-      path.partition('/')[0] in target['params']
-      for path in method.table.paths(name)
-    )
-    arrays = {name: array for name, array in arrays.items() if mine(name)}
+  arrays = unwrapped(read.read(source))
+  if not strict:  # What belongs to other parts may be there; nothing else.
+    of_part = lambda path: path.partition('/')[0] in target['params']
+    paths = {name: method.table.paths(name) for name in arrays}
+    arrays = {
+      name: array
+      for name, array in arrays.items()
+      if not paths[name] or any(map(of_part, paths[name]))
+    }
   found = from_foreign(method.table, arrays, target)
   return jax.tree.map(
     lambda array, leaf: jax.device_put(array, leaf.sharding), found, target
@@ -233,4 +236,4 @@ def _has_checkpoints(folder: pathlib.Path) -> bool:
 
 def _listed(names: tuple[str, ...], shown: int = 6) -> str:
   more = f' and {len(names) - shown} more' if len(names) > shown else ''
-  return (', '.join(names[:shown]) or 'nothing') + more
+  return (', '.join(map(printable, names[:shown])) or 'nothing') + more

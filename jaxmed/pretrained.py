@@ -15,6 +15,7 @@ method looks at, a network is built down to the deepest of them.
 """
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -23,17 +24,22 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, printable
 from jaxmed.method import Info, PyTree
 from jaxmed.nn import lpips
 from jaxmed.nn.trunk import NETWORKS, Trunk, deepest, trunk
-from jaxmed.weights import read, registry, store
-from jaxmed.weights.names import NamesError, Table, from_foreign, to_foreign
+from jaxmed.weights import checkpoint, read, registry, store
+from jaxmed.weights.names import (
+  NamesError,
+  Table,
+  from_foreign,
+  to_foreign,
+  unwrapped,
+)
 
 Arrays = Mapping[str, np.ndarray]
 SHOWN = 4  # Of each list that an error prints.
 SIDE = 224  # Of an image that every network takes.
-WRAPPER = 'module.'  # Before every name, where PyTorch trained on many GPUs.
 
 
 class FitError(UserError):
@@ -85,7 +91,7 @@ def fit(network: str, arrays: Arrays, source: str) -> dict[str, np.ndarray]:
 
   Its classifier may be there or not, and of any number of classes.
   """
-  arrays = _unwrapped(arrays)
+  arrays = unwrapped(arrays)
   bare, whole = trunk(network), _classifier(network, 1)
   head = [
     name
@@ -107,7 +113,7 @@ def fitting(arrays: Arrays) -> list[str]:
   found = []
   for network in NETWORKS:
     names = _classifier(network, 1).table()
-    if all(names.ignores(n) or names.paths(n) for n in _unwrapped(arrays)):
+    if all(names.ignores(n) or names.paths(n) for n in unwrapped(arrays)):
       with contextlib.suppress(FitError):
         fit(network, arrays, '')
         found.append(network)
@@ -177,8 +183,8 @@ def _find(
     return arrays, {key: getattr(facts, key) for key in known}
   if weights == 'imagenet':
     raise _missing(network, flag)
-  path = pathlib.Path(weights).expanduser()
-  if not path.is_file():
+  path = checkpoint.index_of(pathlib.Path(weights).expanduser())
+  if not os.path.isfile(path):  # Whatever the name, it raises nothing.
     stored = ', '.join(store.names()) or 'none'
     raise UserError(
       f'There is no file {path.absolute()}, and {store.folder()} has no '
@@ -217,7 +223,7 @@ def _missing(network: str, flag: str) -> UserError:
 def _fill(
   names: Table, arrays: Arrays, target: PyTree, source: str, network: str
 ) -> PyTree:
-  arrays = _unwrapped(arrays)
+  arrays = unwrapped(arrays)
   try:
     return from_foreign(names, arrays, target)
   except NamesError as error:
@@ -235,7 +241,7 @@ def _differences(error: NamesError, arrays: Arrays, target: PyTree) -> str:
   unused = [f'{name} {np.shape(arrays[name])}' for name in error.unused]
   missing = [f'{path} {leaves[path]}' for path in error.missing]
   return '; '.join(
-    f'{len(names)} {kind}: {", ".join(names[:SHOWN])}'
+    f'{len(names)} {kind}: {", ".join(map(printable, names[:SHOWN]))}'
     + (', ...' if len(names) > SHOWN else '')
     for kind, names in (
       ('of its arrays have no place', unused),
@@ -244,9 +250,3 @@ def _differences(error: NamesError, arrays: Arrays, target: PyTree) -> str:
     )
     if names
   )
-
-
-def _unwrapped(arrays: Arrays) -> dict[str, np.ndarray]:
-  if arrays and all(name.startswith(WRAPPER) for name in arrays):
-    return {k.removeprefix(WRAPPER): v for k, v in arrays.items()}
-  return dict(arrays)

@@ -175,6 +175,13 @@ def test_a_checkpoint_in_the_originals_names_will_do(source, tmp_path):
   ours, facts = first_state(tmp_path, tmp_path / 'all.npz', ('critic',))
   _equal(ours.params['critic'], state.params['critic'])
   assert facts['parts'] == ['critic']
+  npz.write(tmp_path / 'more.npz', arrays | {'critic.odd': np.ones(2)})
+  with pytest.raises(UserError, match='critic.odd'):
+    first_state(tmp_path, tmp_path / 'more.npz', ('critic',))
+  wrapped = {f'state_dict.{name}': array for name, array in arrays.items()}
+  npz.write(tmp_path / 'kept.npz', wrapped)
+  ours, _ = first_state(tmp_path, tmp_path / 'kept.npz')
+  _equal(ours.params, state.params)
   del arrays['encoder.weight']
   npz.write(tmp_path / 'some.npz', arrays)
   with pytest.raises(UserError, match='encoder/params/kernel'):

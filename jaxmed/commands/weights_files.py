@@ -5,6 +5,7 @@ downloaded or brought: it is read by the safe readers, and every name and
 shape is compared with the network's.
 """
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -168,7 +169,7 @@ def export(what: str, kind: str, out: pathlib.Path, part: str = '') -> str:
     part: of a run; '' for all.
   """
   folder = pathlib.Path(what).expanduser()
-  if (folder / 'config.json').is_file():
+  if os.path.isfile(folder / 'config.json'):
     arrays = _of_run(folder, part)
   elif part:
     raise UserError(f'--part is of a run, and {what} is the folder of none.')

@@ -117,7 +117,7 @@ class Ganomaly:
     return _train(self.discriminator, params, stats, x, valid)
 
   def reconstruct(self, state: State, x: Images, valid=None):
-    """(y, z, z') as scored: with the statistics that `model.statistics` says."""
+    """(y, z, z') as scored, with the statistics of `model.statistics`."""
     variables = state.variables('generator')
     if self.running:
       return self.generator.apply(variables, x)

@@ -56,7 +56,8 @@ def index_of(path: Path) -> pathlib.Path:
     return path
   prefix = SHARD.sub('', path.name)
   index = path.with_name(f'{prefix}.index')
-  if (prefix != path.name or not path.exists()) and index.exists():
+  there = os.path.exists  # Unlike Path's, it takes any name.
+  if (prefix != path.name or not there(path)) and there(index):
     return index
   return path
 

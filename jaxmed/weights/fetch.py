@@ -23,7 +23,7 @@ from absl import logging
 from jaxmed import __version__
 from jaxmed.errors import UserError
 from jaxmed.progress import Progress
-from jaxmed.weights import read, registry, store
+from jaxmed.weights import checkpoint, read, registry, store
 from jaxmed.weights.registry import Entry
 from jaxmed.weights.store import Facts
 
@@ -44,9 +44,10 @@ class FetchError(UserError):
 def fetch(entry: Entry, fit: Fit | None = None) -> Facts:
   """Downloads public weights into the store; see `keep` for `fit`."""
   path = download(entry)
-  facts = keep(path, entry.name, entry.network, fit, entry.url)
-  path.unlink()
-  return facts
+  try:
+    return keep(path, entry.name, entry.network, fit, entry.url)
+  finally:
+    path.unlink()
 
 
 def keep(
@@ -60,7 +61,8 @@ def keep(
   """Takes a file of weights into the store.
 
   Args:
-    path: of a .pth, .pt, .safetensors or .npz file.
+    path: of a .pth, .pt, .safetensors or .npz file, or of a checkpoint of
+      TensorFlow.
     name: to store it by.
     network: that it is for.
     fit: gives the arrays to store, or raises if they are not the network's;
@@ -70,6 +72,7 @@ def keep(
     licence: of the weights; '' for that of the published file, if it is one.
   """
   store.path_of(name)  # A bad name is known before much is read.
+  path = checkpoint.index_of(path)
   arrays = read.read(path)
   arrays = fit(arrays) if fit else arrays
   sha256 = store.sha256_of(path)

@@ -59,12 +59,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, printable
 from jaxmed.method import PyTree
 
 Foreign = Mapping[str, np.ndarray]
 Collections = Mapping[str, PyTree]
+WRAPPERS = ('state_dict.', 'model_state_dict.')
+PARALLEL = 'module.'  # Before every name, where PyTorch trained on many GPUs.
 SHOWN = 8  # Names of each list that an error prints; it carries all.
 
 
@@ -211,6 +214,28 @@ class NamesError(UserError):
       + '; '.join(found)
       + '); give the configuration it was trained with, or another file.'
     )
+
+
+def unwrapped(foreign: Foreign) -> Foreign:
+  """The names of a network itself, in what a training has stored.
+
+  Where there is a dict of weights, what lies beside it is an optimiser's.
+  """
+  for wrapper in WRAPPERS:
+    if inside := _inside(foreign, wrapper):
+      if beside := len(foreign) - len(inside):
+        logging.info('%s is taken, %d arrays beside it not.', wrapper, beside)
+      foreign = inside
+  inside = _inside(foreign, PARALLEL)
+  return inside if len(inside) == len(foreign) else foreign
+
+
+def _inside(foreign: Foreign, prefix: str) -> Foreign:
+  return {
+    name.removeprefix(prefix): array
+    for name, array in foreign.items()
+    if name.startswith(prefix)
+  }
 
 
 def from_foreign(
@@ -371,7 +396,13 @@ def _moved(
     return None, f'{array.shape} becomes {moved.shape}; {wanted}'
   if not jnp.issubdtype(array.dtype, jnp.number):
     return None, f'it holds {array.dtype}, no numbers; {wanted}'
-  return moved.astype(leaf.dtype, copy=False), None
+  if array.dtype.kind == 'c' and not jnp.iscomplexobj(leaf):
+    return None, f'it holds complex numbers; {wanted}'
+  with np.errstate(over='ignore'):
+    cast = moved.astype(leaf.dtype, copy=False)
+  if array.dtype.kind == 'f' and (np.isinf(cast) & np.isfinite(moved)).any():
+    return None, f'it holds numbers beyond {leaf.dtype}; {wanted}'
+  return cast, None
 
 
 def _is_kernel(path: str) -> bool:
@@ -380,4 +411,4 @@ def _is_kernel(path: str) -> bool:
 
 def _listed(names: tuple[str, ...]) -> str:
   more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-  return ', '.join(names[:SHOWN]) + more
+  return ', '.join(map(printable, names[:SHOWN])) + more

@@ -18,6 +18,7 @@ from jaxmed.weights import archive
 from jaxmed.weights.source import (
   Path,
   Refused,
+  check_name,
   check_total,
   elements,
   numbers,
@@ -27,7 +28,7 @@ from jaxmed.weights.source import (
 
 MAGIC = b'\x93NUMPY'
 MOST_HEADER = 10_000  # Bytes; NumPy's own limit.
-NUMBERS = re.compile(r'[<>|=]?([biufc])(1|2|4|8|16)')
+NUMBERS = re.compile(r'[<>|=]?([biuf][1248]|c8|c16)')
 BFLOAT16 = re.compile(r'[<>|]?V2')
 TEXT = re.compile(r'[<>|=]?[SU]\d{1,9}')
 
@@ -43,6 +44,7 @@ def write(path: Path, given: Mapping[str, np.ndarray]) -> None:
   with replacing(path) as partial, zipfile.ZipFile(partial, 'w') as file:
     for name in sorted(given):
       array = np.asarray(given[name], order='C')
+      check_name(name)
       _dtype(
         np.lib.format.dtype_to_descr(array.dtype), f'its array {name!r:.80}'
       )
@@ -120,6 +122,6 @@ def _dtype(descr: str, what: str) -> tuple[np.dtype, bool]:
   try:
     if not kind:
       raise TypeError
-    return np.dtype(kind[1] + kind[2]), descr[0] == '>'
+    return np.dtype(kind[1]), descr[0] == '>'
   except TypeError:
     raise Refused(f'{what} is of the type {descr[:24]!r}, no numbers') from None

@@ -172,9 +172,10 @@ class _Machine:
     self.top(list).extend(items)
 
   def find(self, module: Any, name: Any) -> None:
-    known = f'{module}.{name}'
+    # First of all: tuples of tuples would take for ever to be written out.
     if type(module) is not str or type(name) is not str:
       raise Refused('its pickle asks for a name that is no text')
+    known = f'{module}.{name}'
     if known not in self.symbols:
       raise Refused(
         f"its pickle asks for {known!r:.80}, which tensors don't need; {ASKED}"

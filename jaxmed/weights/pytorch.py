@@ -169,9 +169,11 @@ def _view(tensor: Tensor, row: np.ndarray, what: str) -> np.ndarray:
   rows = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
   if all(n == 1 or s == r for n, s, r in zip(shape, steps, rows, strict=True)):
     return part.reshape(shape)
+  # Types of one byte go there as bytes: NumPy takes <f1 for none of its own.
+  known = part.view(np.uint8) if part.itemsize == 1 else part
   return np.lib.stride_tricks.as_strided(
-    part, shape, [s * part.itemsize for s in steps], writeable=False
-  )
+    known, shape, [s * part.itemsize for s in steps], writeable=False
+  ).view(part.dtype)
 
 
 def _flat(found: Any) -> Iterator[tuple[str, Tensor]]:

@@ -53,10 +53,12 @@ def _read(content: np.ndarray) -> dict[str, np.ndarray]:
     raise Refused('it is empty; fetch it again')
   if start[:4] in (b'PK\3\4', b'PK\5\6'):
     return _zipped(content)
-  if start[:1] == b'\x80':
-    return pytorch.legacy(content)
-  if start[8:9] == b'{':
+  # A length, then JSON; it may begin as pickles do, but then has zeros.
+  pickled = start[:1] == b'\x80'
+  if start[8:9] == b'{' and (start[4:8] == bytes(4) or not pickled):
     return safetensors.arrays(content)
+  if pickled:
+    return pytorch.legacy(content)
   if start[257:262] == b'ustar':
     raise Refused(
       'it is a tar file, the format of torch before 0.1.10; load and save it '

@@ -15,6 +15,7 @@ import numpy as np
 from jaxmed.weights.source import (
   Path,
   Refused,
+  check_name,
   elements,
   numbers,
   opened,
@@ -148,6 +149,7 @@ def _header(content: np.ndarray) -> tuple[dict, dict, int]:
   ):
     raise Refused('its metadata is no text')
   for name, entry in header.items():
+    check_name(name)
     if not _is_entry(entry):
       raise Refused(f'its header does not say where {name!r:.80} is')
   return metadata, header, LENGTH.size + length
@@ -173,6 +175,7 @@ def _check(
   listed: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
   for name, array in listed.items():
+    check_name(name)
     if name == METADATA:
       raise Refused(f'no array can be named {METADATA}')
     if array.dtype.newbyteorder('=') not in NAMES:

@@ -21,6 +21,7 @@ import numpy as np
 from jaxmed.errors import UserError
 
 MOST_AXES = 32
+MOST_NAME = 60_000  # Bytes; a zip file allows a few more.
 MOST_ELEMENTS = 1 << 48
 # Arrays may share bytes, and be spread out by strides of zero; but not so far
 # that a small file fills the memory of whoever copies them.
@@ -120,6 +121,16 @@ def numbers(
   return array
 
 
+def check_name(name: str) -> None:
+  """Refuses what no file of ours could have as an array's name."""
+  try:
+    fits = len(name.encode()) <= MOST_NAME
+  except UnicodeEncodeError:
+    fits = False
+  if not fits:
+    raise Refused(f'its array {name!r:.80} has a name that no file can have')
+
+
 def check_total(arrays: Mapping[str, np.ndarray], size: int) -> None:
   """Refuses arrays that would be far larger than their file, once copied."""
   most = MOST_TIMES * size + SMALL
@@ -132,7 +143,9 @@ def check_total(arrays: Mapping[str, np.ndarray], size: int) -> None:
 
 
 def _few(shape: Sequence[int]) -> str:
-  shown = ', '.join(str(n)[:24] for n in shape[:8])
+  # Python writes no number of over 4,300 digits.
+  huge = lambda n: type(n) is int and n.bit_length() > 128
+  shown = ', '.join('...' if huge(n) else str(n)[:24] for n in shape[:8])
   return f'({shown}{", ..." if len(shape) > 8 else ""})'
 
 

@@ -20,7 +20,7 @@ from jaxmed import errors
 from jaxmed.errors import UserError
 from jaxmed.weights import safetensors
 
-NAME = r'[A-Za-z0-9][A-Za-z0-9._-]*'
+NAME = r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}'
 SUFFIX = '.safetensors'
 TAKEN = ('imagenet', 'random')  # What `model.weights` may be besides a name.
 
@@ -62,8 +62,8 @@ def folder() -> pathlib.Path:
 def path_of(name: str) -> pathlib.Path:
   if not re.fullmatch(NAME, name) or name in TAKEN:
     raise StoreError(
-      f'{name!r} cannot be a name of weights; choose another one, of letters '
-      'and digits and, after the first, . _ and -.'
+      f'{name!r:.80} cannot be a name of weights; choose another one, of at '
+      'most 100 letters and digits and, after the first, . _ and -.'
     )
   return folder() / f'{name}{SUFFIX}'
 

@@ -56,6 +56,7 @@ STORAGES = {
 LEFT_OUT = (
   '_codecs.encode',
   'argparse.Namespace',
+  'collections.Counter',
   *(
     f'{module}.{name}'
     for module in ('builtins', '__builtin__')  # Python 2's, and protocol 2's.

@@ -238,6 +238,7 @@ def test_a_runs_trunk_is_exported_by_torchs_names(jaxmed, finished):
   ('argv', 'says'),
   [
     (('gone', '--out', 'x.npz'), 'neither the folder of a run nor stored'),
+    (('x' * 300, '--out', 'x.npz'), 'neither the folder of a run nor stored'),
     (('gone', '--out', 'x.bin'), 'The end of x.bin names no format'),
     (('gone', '--part', 'x', '--out', 'x.npz'), '--part is of a run'),
     (('mine', '--out', 'no/x.npz'), 'There is no folder no'),

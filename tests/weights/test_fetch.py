@@ -216,6 +216,7 @@ def test_what_does_not_fit_is_not_stored(server, folder, content):
   with pytest.raises(UserError, match='another network'):
     fetch.fetch(entry, fit)
   assert not store.names()
+  assert not (folder / entry.file).exists()
 
 
 def test_what_nobody_publishes_is_imported():

@@ -142,6 +142,14 @@ REFUSED = {
     zipped(b'\x80\x04\x8c\x05torch\x8c\x09os.system\x93' + TOUCH + b'\x85R.'),
     'torch.os.system',
   ),
+  'tuples of tuples for a name': (
+    zipped(b'\x80\x04)\x85q\0' + b'h\0h\0\x86q\0' * 60 + b'\x8c\x01a\x93.'),
+    'no text',
+  ),
+  'deep tuple for a name': (
+    zipped(b'\x80\x04)' + b'\x85' * 10**5 + b'\x8c\x01a\x93.'),
+    'no text',
+  ),
   'numbers for names': (zipped(b'\x80\x04K\x01K\x02\x93.'), 'no text'),
   'build': (
     zipped(system(tensor() + b'}' + text(b'__class__') + b'cos\nsystem\nsb')),
@@ -338,6 +346,14 @@ REFUSED = {
   'npz that claims': (
     others(('a.npy', npy("'<f4'", f'({BILLION},)'))),
     'has 0',
+  ),
+  'npz of wide halves': (
+    others(('a.npy', npy("'>f16'", '(1,)', bytes(16)))),
+    "type '>f16'",
+  ),
+  'npz of endless numbers': (
+    others(('a.npy', npy("'<f4'", f'(0x{"f" * 9000},)'))),
+    'elements',
   ),
   'npz of negatives': (others(('a.npy', npy("'<f4'", '(-1,)'))), 'from 0'),
   'npz of code': (others(('a.npy', npy('print(1)', '()'))), 'no array'),

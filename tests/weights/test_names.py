@@ -164,6 +164,42 @@ def test_a_leaf_named_twice_is_refused():
     from_foreign(table, state, target())
 
 
+@pytest.mark.parametrize(
+  ('array', 'says'),
+  [
+    (np.full(4, 1j), 'complex'),
+    (np.full(4, 1e300), 'beyond float32'),
+    (np.full(4, '1'), 'no numbers'),
+  ],
+)
+def test_numbers_that_the_network_cannot_hold(array, says):
+  state = checkpoint()
+  state['head.bias'] = np.resize(array, state['head.bias'].shape)
+  with pytest.raises(UserError, match=f'head.bias.*{says}'):
+    from_foreign(TABLE, state, target())
+  state['head.bias'] = np.full(state['head.bias'].shape, np.inf)
+  from_foreign(TABLE, state, target())  # Infinite as it was.
+
+
+def test_what_a_checkpoint_says_cannot_steer_a_terminal():
+  state = checkpoint() | {'\x1b[2J': np.ones(1), 'a' * 10**6: np.ones(1)}
+  with pytest.raises(UserError) as caught:
+    from_foreign(TABLE, state, target())
+  assert '\x1b' not in str(caught.value) and len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+@pytest.mark.parametrize('wrapper', ['', 'state_dict.', 'model_state_dict.'])
+def test_a_training_keeps_weights_in_a_dict(wrapper, prefix):
+  state = checkpoint()
+  stored = {f'{wrapper}{prefix}{name}': x for name, x in state.items()}
+  if wrapper:
+    stored['optimizer.state.0.exp_avg'] = np.ones(3)
+  assert names.unwrapped(stored).keys() == state.keys()
+  mixed = {'module.x': np.ones(1), 'y': np.ones(1)}
+  assert names.unwrapped(mixed) is mixed
+
+
 def test_what_a_table_ignores_may_be_there_or_not():
   table = Table(TORCH, ROWS, (r'dummy\..*',), TABLE.layouts)
   state = checkpoint()

@@ -45,6 +45,7 @@ def every_tensor():
   base = torch.arange(120.0)
   cube = base.view(4, 5, 6)
   return found | {
+    'float8, transposed': found['float8_e5m2'].t(),
     'whole': base,
     'transposed': cube.permute(2, 0, 1),
     'part': cube[1:3, ::2, 1:],

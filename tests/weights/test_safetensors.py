@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.weights import safetensors
+from jaxmed.weights import npz, safetensors
 from jaxmed.weights.read import WeightsError, read
 
 
@@ -87,6 +87,30 @@ def test_another_writers_file(tmp_path):
   assert found['odd'].tolist() == [True, False, True]
   assert found['late'].tolist() == [7, 8]
   assert found['half'].tolist() == [2] and found['half'].flags.aligned
+
+
+@pytest.mark.parametrize('length', [128, 384, 896])
+def test_a_header_may_begin_as_pickles_do(tmp_path, length):
+  header = {'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}}
+  text = json.dumps(header).encode().ljust(length)
+  numbers = np.float32([1, 2])
+  path = tmp_path / 'x.safetensors'
+  path.write_bytes(struct.pack('<Q', length) + text + numbers.tobytes())
+  assert path.read_bytes()[:1] == b'\x80'
+  np.testing.assert_array_equal(read(path)['a'], numbers)
+
+
+@pytest.mark.parametrize('name', ['\ud800.weight', 'a' * 10**5])
+def test_names_that_no_file_can_have(tmp_path, name):
+  for form in (safetensors, npz):
+    with pytest.raises(WeightsError, match='no file can have'):
+      form.write(tmp_path / 'x', {name: np.ones(2)})
+  header = json.dumps(
+    {name: {'dtype': 'U8', 'shape': [1], 'data_offsets': [0, 1]}}
+  ).encode()
+  (tmp_path / 'y').write_bytes(struct.pack('<Q', len(header)) + header + b'\0')
+  with pytest.raises(WeightsError, match='no file can have'):
+    read(tmp_path / 'y')
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

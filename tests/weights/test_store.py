@@ -11,7 +11,7 @@ from jaxmed.errors import UserError
 from jaxmed.weights import fetch, npz, registry, safetensors, store
 from jaxmed.weights.source import WeightsError
 from jaxmed.weights.store import Facts, StoreError
-from tests.weights import publisher
+from tests.weights import publisher, test_checkpoint
 
 FACTS = Facts('toy', 'small', 'https://x/y.pth', 'ab' * 32, 'MIT', 'Nobody')
 
@@ -106,7 +106,8 @@ def test_nothing_is_left_of_what_cannot_be_written(folder):
 
 
 @pytest.mark.parametrize(
-  'name', ['', '../x', 'a/b', '.x', '-x', 'a b', 'random', 'imagenet']
+  'name',
+  ['', '../x', 'a/b', '.x', '-x', 'a b', 'random', 'imagenet', 'x' * 300],
 )
 def test_names_that_would_lead_elsewhere_are_refused(name):
   with pytest.raises(StoreError, match='cannot be a name'):
@@ -118,6 +119,16 @@ def test_an_unknown_name_gets_the_nearest():
   store.save(FACTS, arrays())
   with pytest.raises(UserError, match="Did you mean 'toy'"):
     store.load('toi')
+
+
+def test_a_checkpoint_of_tensorflow_is_kept_by_any_of_its_names(tmp_path):
+  index = test_checkpoint.write(tmp_path, {'w': np.ones(3, np.float32)})
+  kept = [
+    fetch.keep(path, 'mine', 'small', dict).sha256
+    for path in (tmp_path / 'model.ckpt', index)
+  ]
+  assert kept[0] == kept[1] == store.sha256_of(index)
+  np.testing.assert_array_equal(store.load('mine')[0]['w'], np.ones(3))
 
 
 def test_a_file_is_kept_with_its_hash_and_what_is_published(
