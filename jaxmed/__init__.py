@@ -18,7 +18,7 @@ if typing.TYPE_CHECKING:
 
   from jaxmed.scoring.score import Run
 
-__version__ = '0.5.0'
+__version__ = '0.6.0'
 __all__ = ['load', 'lpips', 'normalise_stain', 'train']
 
 
