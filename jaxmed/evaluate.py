@@ -19,6 +19,7 @@ from jaxmed.progress import progress
 
 FEW_GROUPS = 5
 MANY_DROPPED = 0.1
+FEW_STEPS = 256  # Of a map's values; pixel metrics need many cuts.
 
 
 def evaluate(
@@ -201,6 +202,11 @@ def _pixel(folder: pathlib.Path, table: dict, config: ConfigDict, warnings):
     kept = drawn & finite
     test = _sample(table, rows[kept], config)
     half = values[kept].astype(np.float16)
+    if (steps := pixels.steps(half)) < FEW_STEPS:
+      warnings.add(
+        f'The maps {name} lie within {steps} steps of float16, in which they '
+        'are kept, so their pixel metrics are coarse.'
+      )
     found[name] = pixels.pixel_metrics(test, masks[kept], half)
   return found
 
@@ -235,6 +241,8 @@ def _slides(
         f'{left_out} of {len(kept)} slides have no score {name}; '
         'slides.parquet says why.'
       )
+    if unknown := int((table['label'] < 0).sum()):
+      warnings.add(f'{unknown} slides have no label and are left out.')
     test = _sample(table, kept, config)
     scores = table[column][kept].astype(np.float64)
     many = images.resampled(test, scores)
@@ -274,7 +282,8 @@ def _judge(results: dict, table: dict, config: ConfigDict, warnings) -> None:
       f'The test has {groups} group{"s"[: groups != 1]} (slides, patients): '
       'intervals of so few are too narrow.'
     )
-  normal = np.unique(table['group'][table['split'] == 'validation'])
+  healthy = (table['split'] == 'validation') & (table['label'] == 0)
+  normal = np.unique(table['group'][healthy])
   if len(normal) == 1 and groups > 1:
     warnings.add('The validation normals, so the thresholds, are of one group.')
   if not len(normal):

@@ -34,7 +34,7 @@ def lpips(
   spatial: bool = False,
 ) -> Float[np.ndarray, '...']:
   """LPIPS of images; see `jaxmed.lpips`."""
-  one, other = (_unit(_stack(images), range) for images in (x, y))
+  one, other = (_stack(images, range) for images in (x, y))
   networks.check(network, one, other)
   height, width = one.shape[1:3]
   compare = _compiled(network, os.fspath(weights), spatial)
@@ -75,8 +75,8 @@ def _is_one(images) -> bool:
   return False
 
 
-def _stack(images) -> np.ndarray:
-  """A batch [b, h, w, c], of one image or of several."""
+def _stack(images, range) -> np.ndarray:
+  """A batch [b, h, w, c] in [0, 1], of one image or of several."""
   several = [images] if _is_one(images) else list(images)
   arrays = [
     read_image(image)
@@ -92,7 +92,8 @@ def _stack(images) -> np.ndarray:
       'Images are arrays [h, w] or [h, w, c] of one shape, or files of such; '
       f'got {found}.'
     )
-  return np.stack(arrays)
+  # Each by its own type: 8 bits and 16 have other ranges.
+  return np.stack([_unit(x, range) for x in arrays])
 
 
 def _unit(images: np.ndarray, range) -> np.ndarray:

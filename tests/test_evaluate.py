@@ -196,6 +196,40 @@ def test_pixels_and_slides(tmp_path, config):
   assert 'AUPRO-4' in shown and 'slides, good: AUROC 0.833' in shown
 
 
+def test_maps_that_float16_cannot_tell_apart_are_said(tmp_path, config):
+  table = scored(tmp_path)
+  rows = np.flatnonzero(table['split'] == 'test')
+  masks = np.zeros((len(rows), 8, 8), bool)
+  masks[table['label'][rows] == 1, :4] = True
+  (tmp_path / 'maps').mkdir()
+  np.savez(
+    tmp_path / 'maps/pixel.npz',
+    row=rows,
+    mask=masks,
+    fine=(0.05 * masks).astype(np.float16),
+    flat=(100 + 0.05 * masks).astype(np.float16),
+  )
+  text = ' '.join(run(tmp_path, config)['warnings'])
+  assert 'maps flat lie within 1 steps of float16' in text
+  assert 'maps fine' not in text
+
+
+def test_slides_without_a_label_and_sick_validations_are_said(tmp_path, config):
+  def sick(table):
+    table['label'][:40] = 1
+
+  scored(tmp_path, sick)
+  slides = {
+    'group': ['a', 'b', 'c'],
+    'label': np.array([0, 1, -1]),
+    'score.good': [0.1, 0.5, 0.2],
+  }
+  pq.write_table(pa.table(slides), tmp_path / 'slides.parquet')
+  text = ' '.join(run(tmp_path, config)['warnings'])
+  assert '1 slides have no label' in text
+  assert 'There are no validation normals' in text
+
+
 def test_slides_by_the_rule_that_is_named_first(tmp_path, config):
   scored(tmp_path)
   label = np.array([0, 0, 0, 1, 1, 1])

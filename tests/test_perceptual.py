@@ -57,6 +57,14 @@ def test_the_range_is_what_it_says():
   assert abs(random(X, Y, range=(-1, 1)) - found).max() > 1e-3
 
 
+def test_images_of_8_and_16_bits_may_lie_in_one_list():
+  eight = np.round(255 * X[:2]).astype(np.uint8)
+  mixed = [eight[0], eight[1].astype(np.uint16) * 257]
+  np.testing.assert_allclose(
+    random(mixed, list(Y[:2])), random(eight, Y[:2]), rtol=1e-5
+  )
+
+
 def test_one_image_a_list_and_a_stack_are_the_same():
   whole = random(X, Y)
   one = random(X[0], Y[0])

@@ -127,18 +127,16 @@ def _test(entries: Sequence[Entry], resamples: int) -> Test:
 
 def _same_slides(entries: Sequence[Entry]) -> dict[str, int]:
   """Labels of the slides that every run has scored; none if slides differ."""
-  labels = [
-    {
-      row['group']: row['label']
-      for row in e.run.slides
-      if row['label'] in (0, 1)
-    }
-    for e in entries
-  ]
+  labels = [_slide_labels(entry) for entry in entries]
   if any(one != labels[0] for one in labels):
     return {}
   scored = set.intersection(*(set(_slide_scores(e)) for e in entries))
   return {g: label for g, label in sorted(labels[0].items()) if g in scored}
+
+
+def _slide_labels(entry: Entry) -> dict[str, int]:
+  rows = entry.run.slides
+  return {row['group']: row['label'] for row in rows if row['label'] in (0, 1)}
 
 
 def _slide_scores(entry: Entry) -> dict[str, float]:
@@ -166,7 +164,7 @@ def _measures(entry: Entry, test: Test) -> dict[str, Measured]:
     'sensitivity'
   ]
   found |= {
-    name: _measured(value, many, lacking)
+    name: _measured(value, many, lacking, sample)
     for name, (value, many, lacking) in decided.items()
   }
   if test.slides is not None:
@@ -181,13 +179,19 @@ def _areas(sample: images.Sample, scores: np.ndarray) -> dict[str, Measured]:
   auroc = roc.auroc(sample.labels, scores)
   ap = roc.average_precision(sample.labels, scores)
   return {
-    'auroc': _measured(auroc, many.auroc, sample.lacking),
-    'ap': _measured(ap, many.ap, sample.lacking),
+    'auroc': _measured(auroc, many.auroc, sample.lacking, sample),
+    'ap': _measured(ap, many.ap, sample.lacking, sample),
   }
 
 
-def _measured(value, many: np.ndarray, lacking: str) -> Measured:
+def _measured(
+  value, many: np.ndarray, lacking: str, sample: images.Sample
+) -> Measured:
+  """One group resampled is always itself: that says nothing of chance."""
   value = np.nan if lacking else float(value)
+  if sample.sizes[2] < 2:
+    many = np.full(len(sample.counts), np.nan)
+    lacking = lacking or 'all examples are of one group'
   return Measured(value, many, lacking)
 
 
@@ -200,7 +204,8 @@ def _differences(
   for name in COMPARED:
     if name not in together[0]:
       continue
-    sample = test.slides if name == 'slide_auroc' else test.sample
+    images_kept = test.sample.where(test.kept)
+    sample = test.slides if name == 'slide_auroc' else images_kept
     groups = sample.sizes[2]
     rows = [
       paired.difference(together[i][name], together[reference][name], groups)
@@ -304,6 +309,55 @@ def _facts(test: Test) -> dict:
   }
 
 
+def _slide_cautions(entries: Sequence[Entry], test: Test) -> list[str]:
+  if not any(entry.run.slides for entry in entries):
+    return []
+  labels = [_slide_labels(entry) for entry in entries]
+  if any(one != labels[0] for one in labels):
+    return ['The runs have scored other slides, so slides are left out.']
+  lost = len(labels[0]) - len(test.groups)
+  if not lost:
+    return []
+  return [
+    f'{lost} of {len(labels[0])} slides have no score in some run and are left '
+    'out of all.'
+  ]
+
+
+def _other_tests(entries: Sequence[Entry]) -> list[str]:
+  """Numbers taken over from evaluations of other images or by other rules."""
+  results = [entry.run.results for entry in entries]
+
+  def differ(read) -> bool:
+    known = [str(found) for one in results if (found := read(one)) is not None]
+    return len(set(known)) > 1
+
+  def lesions(one):
+    froc = one.get('froc') or {}
+    return froc and [
+      froc.get(k) for k in ('strict', 'slides', 'tumour_slides', 'excluded')
+    ]
+
+  def pixels(one):
+    maps = (one.get('pixel') or {}).values()
+    return [m['auroc']['n'] for m in maps if 'auroc' in m][:1] or None
+
+  said = []
+  if differ(lambda one: lesions(one) or None):
+    said.append(
+      'FROC is of other slides or by other rules in some runs: these numbers '
+      'do not compare.'
+    )
+  if differ(pixels):
+    said.append(
+      'Pixel metrics are of other images in some runs: these numbers do not '
+      'compare.'
+    )
+  if differ(lambda one: one.get('slide_rule') if one.get('slide') else None):
+    said.append('Slides are scored by other rules in some runs.')
+  return said
+
+
 def _cautions(methods: Sequence[Method], test: Test) -> list[str]:
   """What a reader should know before believing a difference."""
   entries = [entry for method in methods for entry in method.entries]
@@ -313,8 +367,8 @@ def _cautions(methods: Sequence[Method], test: Test) -> list[str]:
       f'{lost} of {len(test.kept)} test images have no finite score in some '
       'run and are left out of all.'
     )
-  if any(entry.run.slides for entry in entries) and test.slides is None:
-    said.append('The runs have scored other slides, so slides are left out.')
+  said += _slide_cautions(entries, test)
+  said += _other_tests(entries)
   if any(entry.fingerprint != first.fingerprint for entry in entries):
     said.append(
       'The data was prepared with other options for some runs; the test '

@@ -180,6 +180,11 @@ def _difference(one: Entry, other: Entry) -> str:
       f'{len(missing) - here} are in that run alone, {missing[0]} in '
       f'{first.folder} say'
     )
+  if len(keys[0]) != len(keys[1]) or len(set(keys[0])) < len(keys[0]):
+    return (
+      f'they have {len(keys[0])} and {len(keys[1])} rows of '
+      f'{len(set(keys[0]))} images, so some images come twice'
+    )
   for column in ('label', 'group'):
     differ = np.flatnonzero(one.test[column] != other.test[column])
     if len(differ):

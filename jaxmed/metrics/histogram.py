@@ -91,9 +91,8 @@ def youden_point(counts: Falling) -> tuple[np.ndarray, ...]:
   Where a class is missing nothing is called anomalous.
   """
   false, true = counts
-  index = _ratio(true, true[..., -1:], 0.0) - _ratio(
-    false, false[..., -1:], 0.0
-  )
+  # In whole numbers, so that equals are equal.
+  index = true * false[..., -1:] - false * true[..., -1:]
   return _counts_at(counts, index.argmax(axis=-1))
 
 

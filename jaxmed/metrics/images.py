@@ -171,7 +171,7 @@ def decided(test: Sample, scores: Scores, cut: float) -> dict[str, tuple]:
   """Value, resampled values and reason of each metric at a threshold."""
   if not np.isfinite(cut):
     reason = 'no threshold: there are no validation normals'
-    nothing = np.nan, np.empty(0), reason
+    nothing = np.nan, np.full(len(test.counts), np.nan), reason
     return dict.fromkeys(
       ('f1', 'accuracy', 'sensitivity', 'specificity'), nothing
     )

@@ -54,6 +54,14 @@ def pixel_metrics(
   return found
 
 
+def steps(maps: Float16[np.ndarray, '*n']) -> int:
+  """How many values of float16 lie between the lowest and the highest."""
+  if not maps.size:
+    return 0
+  low, high = _codes(np.array([maps.min(), maps.max()]))
+  return int(high - low)
+
+
 def _codes(maps: Float16[np.ndarray, '*d']) -> np.ndarray:
   """Whole numbers in the order of the values."""
   bits = (maps + np.float16(0)).view(np.uint16)  # -0 becomes 0.

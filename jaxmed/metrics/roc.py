@@ -118,7 +118,11 @@ def pr_curve(labels: Labels, scores: Scores) -> PrCurve:
 
 def youden(labels: Labels, scores: Scores) -> Youden:
   false, true, thresholds = roc_curve(labels, scores)
-  best = int(np.argmax(true - false))
+  # In whole numbers, so that equals are equal: tp * N - fp * P.
+  positives = np.count_nonzero(labels)
+  negatives = len(labels) - positives
+  called = np.rint(true * positives) * negatives
+  best = int(np.argmax(called - np.rint(false * negatives) * positives))
   return Youden(
     float(thresholds[best]),
     float(true[best]),
@@ -130,7 +134,10 @@ def youden(labels: Labels, scores: Scores) -> Youden:
 def best_f1(labels: Labels, scores: Scores) -> BestF1:
   precision, recall, thresholds = pr_curve(labels, scores)
   precision, recall = precision[:-1], recall[:-1]
-  values = _ratio(2 * precision * recall, precision + recall)
+  # Of counts: by precision and recall, equals would differ by rounding.
+  positives = np.count_nonzero(labels)
+  called = len(scores) - np.searchsorted(np.sort(scores), thresholds)
+  values = _ratio(2 * np.rint(recall * positives), called + positives)
   best = int(np.argmax(np.nan_to_num(values)))
   return BestF1(
     float(values[best]),

@@ -186,9 +186,14 @@ class Run:
       return slide_stream.score_slide(self, slide)
 
   def calibrate(self, name: str, values: np.ndarray) -> np.ndarray:
-    """The share of validation normals below each value."""
+    """The share of validation normals below each value.
+
+    Where many are equal, np.interp has that of the last; read backwards, that
+    of the first.
+    """
     known = self.calibration[name]
-    return np.interp(values, known['value'], known['quantile'])
+    value, share = (-np.array(known[k][::-1]) for k in ('value', 'quantile'))
+    return -np.interp(-np.asarray(values), value, share)
 
   def parts(
     self,

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import pathlib
 import zlib
@@ -73,6 +74,7 @@ def score_files(
   found = score_slides.finish(run, out, facts, out) if facts else []
   rows += [_slide(run, one) for one in found]
   columns = {k: [row[k] for row in rows] for k in rows[0]}
+  columns['anomalous'] = pa.array(columns['anomalous'], pa.bool_())
   path = out / 'scores.parquet'
   workdir.write_table(path, pa.table(columns))
   return path, sum(bool(row['reason']) for row in rows)
@@ -233,15 +235,17 @@ def _slide(run: Run, facts: dict) -> dict:
 
 def _row(run: Run, file, scores: dict[str, float]) -> dict:
   threshold = run.calibration[run.primary]['threshold']
+  finite = math.isfinite(scores[run.primary])
   row = {'file': os.fspath(file)}
-  row |= {'anomalous': bool(scores[run.primary] > threshold)}
+  row |= {'anomalous': scores[run.primary] > threshold if finite else None}
   row |= {f'score.{k}': v for k, v in scores.items()}
   row |= {
     f'calibrated.{k}': float(run.calibrate(k, np.array([v]))[0])
     for k, v in scores.items()
   }
   counts = {'tiles': 1, 'tiles_failed': 0, 'tiles_unnormalised': 0}
-  return row | counts | {'reason': ''}
+  reason = '' if finite else f'its {run.primary} is not finite'
+  return row | counts | {'reason': reason}
 
 
 def _stems(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:

@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from absl import logging
 from ml_collections import ConfigDict
@@ -101,6 +102,7 @@ def chosen(config: ConfigDict, records: Records) -> np.ndarray:
       f'The test is empty: no record fits {config.data.test!r}; change '
       '--config.data.test or the data.'
     )
+  _refuse_others(config, records, test, 'test')
   labels = records.index['label'].to_numpy()
   if limit := config.data.test_per_class:
     # Runs that differ by their seed are tested on the same images.
@@ -117,7 +119,21 @@ def chosen(config: ConfigDict, records: Records) -> np.ndarray:
       'There are no validation normals, so no threshold: no normal record '
       f'fits {config.data.validation!r}; change --config.data.validation.'
     )
+  _refuse_others(config, records, validation, 'validation')
   return np.union1d(validation, test).astype(np.int32)
+
+
+def _refuse_others(
+  config: ConfigDict, records: Records, rows: np.ndarray, split: str
+) -> None:
+  """Rows of another split would be scored, and then be in no number."""
+  found = np.array(records.index['split'].take(rows).to_pylist())
+  if others := sorted(set(found[found != split].tolist())):
+    raise UserError(
+      f'--config.data.{split} is {config.data[split]!r}, which takes '
+      f'{(found != split).sum()} images of the split {", ".join(others)}; add '
+      f"split == '{split}' to it."
+    )
 
 
 def _mapped(run: Run, records: Records, rows: np.ndarray) -> frozenset[int]:
@@ -185,12 +201,14 @@ def _normal_pixels(run: Run, records: Records, part: Part) -> list[np.ndarray]:
   """Some pixels of each validation normal's map, at the scale of slides'."""
   rows = part.batch.row
   split = np.array(records.index['split'].take(rows).to_pylist())
+  label = records.index['label'].take(rows).to_numpy(zero_copy_only=False)
+  normal = (split == 'validation') & (label == 0)
   reduction = 1
   if run.mpp:
     reduction = max(1, round(run.config.score.map_mpp / run.mpp))
-  values = part.pixel[run.config.score.dense][split == 'validation']
+  values = part.pixel[run.config.score.dense][normal]
   found = []
-  for row, one in zip(rows[split == 'validation'], values, strict=True):
+  for row, one in zip(rows[normal], values, strict=True):
     step = min(reduction, *one.shape)
     height, width = (side // step for side in one.shape)
     cut = one[: height * step, : width * step]
@@ -241,7 +259,9 @@ def _calibration(
 
   Of the pixel map that is blended over slides, under map.NAME.
   """
-  normal = table.filter(pa.compute.field('split') == 'validation')
+  normal = table.filter(
+    (pc.field('split') == 'validation') & (pc.field('label') == 0)
+  )
   groups = len(normal['group'].unique())
   found = {}
   for column in normal.column_names:

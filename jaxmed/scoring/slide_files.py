@@ -45,17 +45,19 @@ def rule_scores(
   """A slide's score by each rule, of one value a tile (NaN: none).
 
   max: the highest. mean: of all. mean_above: the mean of those that are at
-  least the threshold, else 0, as FW-RD has it. top_k: the mean of the k
-  highest, or of all if there are fewer.
+  least the threshold, else 0, as FW-RD has it, or a negative threshold itself,
+  so that no slide has less. top_k: the mean of the k highest, or of all if
+  there are fewer.
   """
   finite = np.sort(values[np.isfinite(values)].astype(np.float64))
   if not len(finite):
     return dict.fromkeys(RULES, float('nan'))
-  above = finite[finite >= threshold(run, name)]
+  cut = threshold(run, name)
+  above = finite[finite >= cut]
   return {
     'max': float(finite[-1]),
     'mean': float(finite.mean()),
-    'mean_above': float(above.mean()) if len(above) else 0.0,
+    'mean_above': float(above.mean()) if len(above) else min(0.0, cut),
     'top_k': float(finite[-run.config.score.top_k :].mean()),
   }
 

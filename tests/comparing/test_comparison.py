@@ -246,6 +246,29 @@ def test_images_without_a_score_are_left_out_of_all(make, tmp_path):
     np.testing.assert_allclose(float(row['auroc']), area)
 
 
+def test_one_group_left_gives_no_interval_and_no_p(make, tmp_path):
+  def lose(table):
+    test = np.flatnonzero(table['split'] == 'test')
+    groups = table['group'][test]
+    table[SCORE][test[groups != groups[-1]]] = np.nan
+
+  folders = [make('one'), make('two', 'padim', scores=lose)]
+  comparison.compare(folders, tmp_path / 'out')
+  for row in rows(tmp_path / 'out'):
+    assert row['auroc'] and not row['auroc_low'] and not row['auroc_high']
+    assert not row.get('auroc_p')
+
+
+def test_numbers_that_do_not_compare_are_said(make, tmp_path):
+  one, two = make('one'), make('two', 'padim')
+  froc = {'strict': True, 'slides': 10, 'excluded': 0}
+  edit(one, 'results.json', lambda x: x.update(froc=froc))
+  edit(two, 'results.json', lambda x: x.update(froc=froc | {'slides': 3}))
+  text = comparison.compare([one, two], tmp_path / 'out')
+  assert 'FROC is of other slides' in text
+  assert 'Pixel metrics are of other' not in text
+
+
 def test_one_class_alone_gives_reasons_and_no_p(make, tmp_path):
   def normal(table):
     table['label'] = table['label'] * 0
@@ -302,6 +325,12 @@ def _fewer(table):
   return {name: values[:-3] for name, values in table.items()}
 
 
+def _twice(table):
+  return {
+    name: values[[*range(len(values)), -1]] for name, values in table.items()
+  }
+
+
 def _other_label(table):
   table['label'][-1] = 0
 
@@ -315,6 +344,7 @@ def _other_group(table):
   [
     (_other_images, 'other', 'phantom 3fa9c1, that of the other phantom other'),
     (_fewer, '3fa9c1', 'they have 240 and 237, of which 3 and 0 are in that'),
+    (_twice, '3fa9c1', 'they have 240 and 241 rows of 240 images'),
     (_other_label, '3fa9c1', '1 have another label, '),
     (_other_group, '3fa9c1', '1 have another group, '),
   ],

@@ -1,5 +1,7 @@
 """Cuts and curves by hand and against scikit-learn."""
 
+import fractions
+
 import numpy as np
 from sklearn import metrics
 
@@ -47,6 +49,33 @@ def test_best_f1_is_the_largest_of_all_cuts():
   np.testing.assert_allclose(
     best.f1, metrics.f1_score(LABELS, best.threshold <= SCORES)
   )
+
+
+def test_of_equal_cuts_the_promised_one_is_taken():
+  """Whatever the rounding of rates: compared in fractions."""
+  for seed in range(100):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(30) < rng.integers(1, 29))
+    scores = rng.integers(0, 9, 30).astype(float)
+    cuts = {t: roc.confusion(labels, scores, t) for t in np.unique(scores)}
+    ratio = lambda part, whole: fractions.Fraction(int(part), int(whole))
+    index = {
+      t: ratio(c.true_positives, labels.sum())
+      - ratio(c.false_positives, (~labels).sum())
+      for t, c in cuts.items()
+    }
+    best = max(index.values())
+    if best > 0:
+      highest = max(t for t, value in index.items() if value == best)
+      assert roc.youden(labels, scores).threshold == highest
+    f1 = {
+      t: ratio(2 * c.true_positives, labels.sum() + c[1] + c[3])
+      for t, c in cuts.items()
+    }
+    lowest = min(t for t, value in f1.items() if value == max(f1.values()))
+    found = roc.best_f1(labels, scores)
+    assert found.threshold == lowest
+    np.testing.assert_allclose(found.f1, float(f1[lowest]))
 
 
 def test_one_class_has_no_area():

@@ -371,6 +371,12 @@ def test_rules_of_few_tiles_and_of_none(run):
   assert found == {'max': 1, 'mean': 1, 'mean_above': 0, 'top_k': 1}
   found = slide_files.rule_scores(run, 'nearest', values[:1, 1:])
   assert np.isnan(list(found.values())).all()
+  # Log-odds are negative: a slide with nothing above has no more than others.
+  run.config.score.above = -4.0
+  found = slide_files.rule_scores(run, 'nearest', -values - 7)
+  assert found['mean_above'] == -4
+  found = slide_files.rule_scores(run, 'nearest', -values)
+  assert found['mean_above'] == -7 / 3
 
 
 def test_maps_have_the_slides_scale(scored, loaded, slides):
