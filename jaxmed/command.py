@@ -1,6 +1,7 @@
 """What the commands share: flags, configs, logs, errors, exit codes."""
 
 import contextlib
+import errno
 import importlib
 import importlib.resources
 import logging as standard_logging
@@ -179,10 +180,23 @@ def exit_code(main: Callable[[], int | None], debug: bool) -> int:
     sys.stderr.write('jaxmed: Interrupted; the same command goes on.\n')
     return 143 if isinstance(stopped, _Terminated) else 130
   except UserError as error:
-    if debug:
-      traceback.print_exc()
-    sys.stderr.write(f'jaxmed: {" ".join(str(error).split())}\n')
-    return 2
+    return _told(str(error), debug)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    place = f' for {error.filename}' if error.filename else ''
+    return _told(
+      f'There is no space left{place} ({error.strerror}); make some, and the '
+      'same command goes on.',
+      debug,
+    )
+
+
+def _told(sentence: str, debug: bool) -> int:
+  if debug:
+    traceback.print_exc()
+  sys.stderr.write(f'jaxmed: {" ".join(sentence.split())}\n')
+  return 2
 
 
 class _Terminated(KeyboardInterrupt):

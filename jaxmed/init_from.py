@@ -69,7 +69,7 @@ def begin(
       raise errors.unknown('part (train.init_parts)', part, made)
   chosen = named or tuple(made)
   target = _parts_of(plans[-1][0], chosen)
-  if _has_checkpoints(folder):
+  if has_checkpoints(folder):
     found, facts = target, None
   else:
     source = pathlib.Path(source).expanduser()
@@ -229,7 +229,7 @@ def _flat(trees: Parts) -> dict[str, tuple[int, ...]]:
   return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _has_checkpoints(folder: pathlib.Path) -> bool:
+def has_checkpoints(folder: pathlib.Path) -> bool:
   path = folder / 'checkpoints'
   return path.is_dir() and any(p.name.isdecimal() for p in path.iterdir())
 

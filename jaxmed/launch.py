@@ -10,11 +10,13 @@ a slide has no score; slides.parquet and the report say why.
 
 import contextlib
 import functools
+import itertools
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -62,7 +64,10 @@ def launch(
         lambda: first(lambda: write_report(folder), 'reported'),
       ),
     )
-    left = [stage for stage in stages if not (folder / stage[1]).exists()]
+    # As the first host sees it: it may have written more since.
+    is_left = [not (folder / stage[1]).exists() for stage in stages]
+    is_left = distributed.of_first(np.array(is_left))
+    left = list(itertools.compress(stages, is_left))
     if not left:
       logging.info('Everything in %s is done already.', folder)
     for name, _, make in left:
@@ -88,8 +93,11 @@ def _score(
   config: ConfigDict, folder: pathlib.Path, provenance: Provenance
 ) -> None:
   run = Run(folder)
-  records = open_records(write.prepare(config.data))
-  if not (folder / 'scores.parquet').exists():
+  data = write.prepare(config.data)
+  learn.check_same_data(provenance, data)
+  records = open_records(data)
+  scored = np.array((folder / 'scores.parquet').exists())
+  if not distributed.of_first(scored):
     provenance.add(score=score_records.score_records(run, records))
   if config.score.slides:
     score_slides.score_slides(run, records)

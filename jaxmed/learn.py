@@ -69,6 +69,8 @@ def train(
   method = methods.build(config, info)
   given, weights = load_parts(method.needs, config, info, mesh)
   pretrained.check_same(provenance.get('weights', []), weights)
+  if init_from.has_checkpoints(folder):
+    check_same_data(provenance, data)
   phases = (augment.wrap(p, config.train.augment) for p in method.phases)
   target = stain.target_of(config.data)
   method = stain.wrap(dataclasses.replace(method, phases=tuple(phases)), target)
@@ -118,6 +120,8 @@ def train(
     totals=totals,
     watch=watching,
   )
+  if not rates['images_per_s']:  # Nothing was left to do.
+    rates = provenance.get('train', rates)
   sizes = {
     kind: {part: _size(tree) for part, tree in parts.items()}
     for kind, parts in (
@@ -140,6 +144,17 @@ def train(
     facts = {'mpp': seen, 'stain': target}
     workdir.write_json(folder / 'info.json', dataclasses.asdict(info) | facts)
   ocp.save(folder / 'final', state.replace(opt={}, frozen={}))
+
+
+def check_same_data(provenance: Provenance, data: pathlib.Path) -> None:
+  """A run goes on, and is tested, with the data that it has begun with."""
+  then = provenance.get('data', {}).get('fingerprint', data.name)
+  if then != data.name:
+    raise UserError(
+      f'The data of this run was {then} when it began, and is {data.name} '
+      'now: images or data.options have changed since. Bring back what was '
+      'there, or give --fresh to begin the run anew.'
+    )
 
 
 def _cohort(

@@ -1,5 +1,6 @@
 """Whatever a user gets wrong ends in one sentence and exit code 2."""
 
+import errno
 import os
 import pathlib
 import pickle
@@ -139,6 +140,21 @@ def test_interrupted_where_nothing_is_to_be_saved(number, capsys):
   assert command.exit_code(job, debug=False) == 128 + number
   assert 'the same command goes on' in capsys.readouterr().err
   assert signal.getsignal(number) is before
+
+
+def test_a_full_disk_is_one_sentence(capsys):
+  def job():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'train.jsonl')
+
+  assert command.exit_code(job, debug=False) == 2
+  shown = capsys.readouterr().err
+  assert 'no space left for train.jsonl' in shown and shown.count('\n') == 1
+
+  def other():
+    raise PermissionError(errno.EACCES, 'Permission denied')
+
+  with pytest.raises(PermissionError):
+    command.exit_code(other, debug=False)
 
 
 def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user():

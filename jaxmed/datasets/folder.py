@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -48,9 +49,14 @@ def fingerprint(data_config: ConfigDict) -> dict[str, Any]:
   digest = hashlib.sha256()
   for found in layouts.find(root, options['labels']):
     for path in filter(None, (found.path, found.mask)):
-      status = (root / path).stat()
+      status = _status(root / path)
       line = f'{path}\0{status.st_size}\0{status.st_mtime_ns}\n'
-      digest.update(line.encode())
+      try:
+        digest.update(line.encode())
+      except UnicodeEncodeError:
+        raise errors.UserError(
+          f'The name {path!r} in {root} is not in UTF-8; rename the file.'
+        ) from None
     digest.update(repr(found).encode())
   return {'files': digest.hexdigest(), 'options': options}
 
@@ -59,9 +65,15 @@ def expected_bytes(data_config: ConfigDict) -> int:
   root, options = _root(data_config), _options(data_config)
   found = layouts.find(root, options['labels'])
   paths = [path for one in found for path in (one.path, one.mask) if path]
-  return sum((root / path).stat().st_size for path in paths) + 2**10 * len(
-    paths
-  )
+  return sum(_status(root / path).st_size + 2**10 for path in paths)
+
+
+def _status(path: pathlib.Path) -> os.stat_result:
+  """Of a file, or of a link to nothing, which reading will tell of."""
+  try:
+    return path.stat()
+  except OSError:
+    return path.lstat()
 
 
 def shards(data_config: ConfigDict, directory: pathlib.Path) -> list[Shard]:
@@ -114,7 +126,9 @@ def divide(found: Sequence[Found], options: dict[str, Any]) -> list[Found]:
   }
   chosen = {group for group, lot in drawn.items() if train <= lot < edge}
   if len(drawn) > 1 and not chosen and options['validation']:  # At least one.
-    chosen = {min(drawn, key=lambda group: abs(drawn[group] - edge))}
+    training = [group for group, lot in drawn.items() if lot < train]
+    able = [group for group in drawn if training != [group]]  # One is left.
+    chosen = {min(able, key=lambda group: abs(drawn[group] - edge))}
 
   def split(one: Found) -> str:
     if one.group in chosen:

@@ -73,11 +73,14 @@ def decode(encoded: bytes) -> Decoded:
 def check(encoded: bytes) -> Header:
   """Decodes to be sure that it can be done, and gives the header.
 
-  A truncated JPEG is an error here, where a fast decoder fills it with gray.
+  A truncated JPEG is an error here, where a fast decoder fills it with gray,
+  and so is a TIFF of such.
   """
   header = probe(encoded)
   if header.format == 'jpeg':
     _decode_with_pillow(encoded)
+  if header.format == 'tiff':
+    _check_tiff(encoded)
   pixels = decode(encoded)
   if min(pixels.shape[:2]) < 2:
     raise ImageError(f'only {pixels.shape[1]} x {pixels.shape[0]} px')
@@ -140,6 +143,16 @@ def _tiff_header(encoded: bytes) -> Header:
     channels = 3 if page.samplesperpixel >= 3 or palette else 1
     bits = 16 if page.bitspersample > 8 else 8
     return Header('tiff', page.imagelength, page.imagewidth, channels, bits)
+
+
+def _check_tiff(encoded: bytes) -> None:
+  """Decoders fill what a file lacks at its end."""
+  with tifffile.TiffFile(io.BytesIO(encoded)) as file:
+    page = file.pages[0]
+    parts = zip(page.dataoffsets, page.databytecounts, strict=True)
+    end = max((start + size for start, size in parts), default=0)
+  if end > len(encoded):
+    raise ImageError(f'broken tiff: {end - len(encoded)} bytes are missing')
 
 
 def _decode_jpeg(encoded: bytes) -> np.ndarray:

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import resource
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from jaxmed import errors
 from jaxmed.datasets import query as queries
 
 KEPT_BYTES = 2**28
+SPARE_FILES = 512  # That a process has open besides shards.
 Rows = Int32[np.ndarray, 'n']
 
 
@@ -47,6 +49,7 @@ class Records:
     self.index = pq.read_table(directory / 'index.parquet')
     self._files, self._starts = _files(directory, self.about)
     self._readers = [None] * len(self._files)
+    _allow_files(len(self._files))
     self._lock = threading.Lock()
     self._keeps = self.about['bytes'] <= KEPT_BYTES
     self._kept: dict[int, Encoded] = {}
@@ -143,6 +146,16 @@ def _files(directory: pathlib.Path, about) -> tuple[list[pathlib.Path], Any]:
         starts.append(total)
         total += length
   return files, np.array(starts, np.int64)
+
+
+def _allow_files(count: int) -> None:
+  """Each shard stays open once it is read; some systems allow 1,024."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = count + SPARE_FILES
+  if resource.RLIM_INFINITY not in (soft, hard):
+    wanted = min(wanted, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _formats() -> tuple[Any, Any]:

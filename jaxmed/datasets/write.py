@@ -243,7 +243,8 @@ def _make(module, data_config, directory: pathlib.Path, work: Work) -> None:
     tables.write_slides(rows, unfinished)
   tables.write_failures(failures, unfinished)
   _write_tfds(module, jobs, about, unfinished)
-  _write_summary(module, data_config, jobs, index, about, unfinished)
+  counted = len(failures)
+  _write_summary(module, data_config, jobs, index, about, counted, unfinished)
   shutil.rmtree(unfinished / shard_files.PARTS)
   _sweep(unfinished)
   unfinished.rename(directory)
@@ -336,7 +337,9 @@ def _kind(about: Sequence[Mapping]) -> dict[str, Any]:
   }
 
 
-def _write_summary(module, data_config, jobs, index, about, directory) -> None:
+def _write_summary(
+  module, data_config, jobs, index, about, failures, directory
+) -> None:
   """dataset.json: the last file; what a reader knows before any record."""
   content = _content(module, data_config)
   counts = index.group_by(['split', 'label']).aggregate([('row', 'count')])
@@ -350,7 +353,7 @@ def _write_summary(module, data_config, jobs, index, about, directory) -> None:
     'counts': counts.rename_columns(['split', 'label', 'n']).to_pylist(),
     'bytes': sum(part['bytes'] for part in about),
     'masks': any(part['masks'] for part in about),
-    'failures': sum(len(part['failures']) for part in about),
+    'failures': failures,
     **_kind(about),
   }
   text = json.dumps(summary, indent=2)

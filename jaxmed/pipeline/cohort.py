@@ -242,11 +242,15 @@ class _ToDevices:
 
 def _block(sharding, batch: int) -> tuple[int, int]:
   """Which of how many blocks of a global batch's rows this process reads."""
-  first = {}
+  first, last = {}, {}
   for device, (rows,) in sharding.devices_indices_map((batch,)).items():
     process = device.process_index
-    first[process] = min(first.get(process, batch), rows.start or 0)
+    start, stop, _ = rows.indices(batch)
+    first[process] = min(first.get(process, batch), start)
+    last[process] = max(last.get(process, 0), stop)
   starts = sorted(set(first.values()))
+  if any(last[p] - first[p] != batch // len(starts) for p in first):
+    raise ValueError('A host has rows of a batch that do not lie together.')
   return starts.index(first[jax.process_index()]), len(starts)
 
 

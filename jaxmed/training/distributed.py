@@ -49,7 +49,8 @@ def of_first(values: np.ndarray) -> np.ndarray:
 
 
 def only_first(function: Callable[[], None], name: str) -> None:
-  """One host does it while the others wait."""
+  """One host does it, once all have come so far, while the others wait."""
+  barrier(f'before {name}')
   if is_first():
     function()
   barrier(name)

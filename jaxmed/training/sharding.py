@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmed.errors import UserError
@@ -15,13 +16,17 @@ FSDP_LEAST = 2**16  # Elements; a smaller leaf is not worth splitting.
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """All devices along `data`; `model` is there for methods that name it."""
+  """All devices along `data`; `model` is there for methods that name it.
+
+  Those of a host lie side by side, so that its rows of a batch do, too;
+  jax.make_mesh has them in the order of a TPU's links.
+  """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh(
-    (len(devices), 1),
+  in_order = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return Mesh(
+    np.array(in_order).reshape(-1, 1),
     ('data', 'model'),
-    (AxisType.Auto,) * 2,
-    devices=devices,
+    axis_types=(AxisType.Auto,) * 2,
   )
 
 

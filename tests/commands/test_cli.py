@@ -1,6 +1,8 @@
 """The `jaxmed` command on a finished run, and its refusals."""
 
 import json
+import os
+import pathlib
 import shutil
 import sys
 
@@ -311,6 +313,22 @@ def test_the_doctor_names_what_is_missing(capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, 'openslide', None)
   assert cli.main(['doctor']) == 1
   assert 'slides' in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_run_is_not_tested_on_images_that_have_changed(run, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(run.folder, folder)
+  for name in ('examples.json', 'scores.parquet', 'results.json'):
+    (folder / name).unlink()
+  config = workdir.load_config(folder)
+  image = next(pathlib.Path(config.data.path).glob('*/*'))
+  before = image.stat()
+  os.utime(image, (0, 0))
+  try:
+    with pytest.raises(UserError, match='or give --fresh'):
+      jaxmed.train(config, folder)
+  finally:
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 @pytest.mark.parametrize('given', ['madvise', 'always', 'asks'])

@@ -1,6 +1,7 @@
 import collections
 import io
 import json
+import os
 import pathlib
 
 import imagecodecs
@@ -215,6 +216,7 @@ def test_broken_files_are_listed_and_left_out(tmp_path):
   root = tmp_path / 'data'
   _plain(root, normal=10, sick=2)
   whole = _png(picture(1, size=64))
+  pressed = _tiff(picture(1, size=64), compression='jpeg')
   broken = {
     'normal/truncated.png': whole[: len(whole) // 2],
     'normal/truncated.jpg': jpeg(1, size=64)[:-200],
@@ -223,11 +225,14 @@ def test_broken_files_are_listed_and_left_out(tmp_path):
     'normal/one.png': _png(picture(1, size=1)),
     'normal/float.tif': _tiff(np.zeros((9, 9), np.float32)),
     'normal/header.jpg': b'\xff\xd8\xff\xe0',
+    'normal/pressed.tif': pressed[: len(pressed) * 9 // 10],
     'OSCC/s9.png': _png(picture(3)),
   }
   for name, encoded in broken.items():
     _put(root / name, encoded)
   _put(root / 'masks/OSCC/s9.png', mask(1, size=8))
+  (root / 'normal/dangling.png').symlink_to('gone.png')
+  broken['normal/dangling.png'] = b''
   config = _config(root)
   directory = write.prepare(config)
   lines = (directory / 'failures.jsonl').read_text().splitlines()
@@ -236,8 +241,34 @@ def test_broken_files_are_listed_and_left_out(tmp_path):
   assert 'only 1 x 1 px' in failures['normal/one.png']
   assert 'is empty' in failures['normal/empty.png']
   assert 'float32' in failures['normal/float.tif']
+  assert 'bytes are missing' in failures['normal/pressed.tif']
   assert 'mask s9.png is 8 x 8 px' in failures['OSCC/s9.png']
   assert len(records.open_records(directory)) == 12
+
+
+def test_a_name_in_another_encoding_is_said(tmp_path):
+  root = tmp_path / 'data'
+  _plain(root)
+  _put(root / 'normal' / os.fsdecode(b'Gr\xf6sse.jpg'), jpeg(1))
+  with pytest.raises(UserError, match='is not in UTF-8; rename'):
+    write.prepare(_config(root))
+
+
+def test_the_only_patient_for_training_stays_there(tmp_path):
+  found = [
+    layouts.Found(f'normal/p{i}_{j}.jpg', label=0, group=f'p{i}')
+    for i in range(2)
+    for j in range(3)
+  ]
+  splits = []
+  for seed in range(200):
+    options = folder.OPTIONS | {'seed': seed}
+    done = {one.split for one in folder.divide(found, options)}
+    lots = [folder.chance(seed, 'split', f'p{i}') for i in range(2)]
+    if min(lots) < options['train']:
+      assert 'train' in done and 'validation' in done, (seed, lots)
+      splits.append(done)
+  assert len(splits) > 100
 
 
 def test_a_header_that_promises_too_much_is_not_believed():
@@ -329,7 +360,7 @@ def _png(pixels: np.ndarray) -> bytes:
   return imagecodecs.png_encode(np.ascontiguousarray(pixels))
 
 
-def _tiff(pixels: np.ndarray) -> bytes:
+def _tiff(pixels: np.ndarray, **options) -> bytes:
   file = io.BytesIO()
-  tifffile.imwrite(file, pixels)
+  tifffile.imwrite(file, pixels, **options)
   return file.getvalue()

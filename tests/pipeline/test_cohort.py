@@ -12,6 +12,7 @@ from jaxmed.datasets import records, write
 from jaxmed.datasets.images import decode_mask
 from jaxmed.errors import UserError
 from jaxmed.pipeline import cohort
+from jaxmed.training import sharding
 from tests.datasets.pictures import mask, picture
 
 NORMAL = 21
@@ -126,6 +127,27 @@ def test_which_block_is_whose_is_read_from_the_sharding():
       }
 
   assert cohort._block(Permuted(), 16) == (1, 2)
+
+
+def test_rows_of_a_host_that_lie_apart_are_refused():
+  class Mixed:
+    def devices_indices_map(self, shape):
+      return {_Device(i, i % 2): (slice(4 * i, 4 * i + 4),) for i in range(4)}
+
+  with pytest.raises(ValueError, match='do not lie together'):
+    cohort._block(Mixed(), 16)
+
+
+def test_a_mesh_has_the_devices_of_a_host_side_by_side(monkeypatch):
+  class Device:
+    def __init__(self, number, process):
+      self.id, self.process_index = number, process
+
+  # As a TPU's links have them; the mesh itself takes anything.
+  given = [Device(i, p) for i, p in enumerate([0, 0, 1, 1, 1, 1, 0, 0])]
+  monkeypatch.setattr(sharding, 'Mesh', lambda devices, *_, **__: devices)
+  found = [(d.process_index, d.id) for d in sharding.make_mesh(given).ravel()]
+  assert found == sorted(found) and len(found) == 8
 
 
 def test_every_epoch_has_every_example_once_in_another_order(opened):

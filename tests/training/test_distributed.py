@@ -97,6 +97,13 @@ def _close(one, other):
   )
 
 
+def test_the_first_begins_once_all_have_come_so_far(monkeypatch):
+  said = []
+  monkeypatch.setattr(distributed, 'barrier', said.append)
+  distributed.only_first(lambda: said.append('done'), 'scored')
+  assert said == ['before scored', 'done', 'scored']
+
+
 def test_a_coordinator_needs_numbers():
   with pytest.raises(UserError, match='--processes and --process'):
     distributed.initialize(False, 'localhost:1', 0, -1)
