@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed import errors, evaluate_lesions, methods
+from jaxmed.datasets import phantom
 from jaxmed.datasets.records import Records
 from jaxmed.errors import UserError
 from jaxmed.nn.precision import PRECISIONS
@@ -66,6 +67,12 @@ def check_config(config: ConfigDict) -> None:
       )
   if config.method not in methods.names():
     raise errors.unknown('method', config.method, methods.names())
+  if config.data.name == phantom.NAME and config.data.path:
+    raise UserError(
+      f'data.path is {config.data.path}, and the preset {config.preset!r} '
+      f'makes phantom slides instead; give --config={config.method}:folder, or '
+      'another preset that reads files.'
+    )
   check_choices(config)
   evaluate_lesions.check_protocol(config)
   if config.eval.protocol and not config.score.slides:

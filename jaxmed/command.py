@@ -179,6 +179,9 @@ def exit_code(main: Callable[[], int | None], debug: bool) -> int:
   except KeyboardInterrupt as stopped:
     sys.stderr.write('jaxmed: Interrupted; the same command goes on.\n')
     return 143 if isinstance(stopped, _Terminated) else 130
+  except BrokenPipeError:  # Whoever reads has read enough: `| head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
   except UserError as error:
     return _told(str(error), debug)
   except OSError as error:

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from jaxmed import beforehand, command, evaluate, examples, learn, workdir
 from jaxmed.datasets import write
 from jaxmed.datasets.records import open_records
+from jaxmed.errors import UserError
 from jaxmed.provenance import Provenance
 from jaxmed.report import write_report
 from jaxmed.scoring import score_records, score_slides
@@ -43,6 +44,10 @@ def launch(
   beforehand.check_config(config)
   folder = pathlib.Path(folder or f'runs/{config.method}-{config.preset}')
   folder = folder.absolute()  # Orbax asks for it.
+  if config.data.path and folder == pathlib.Path(config.data.path).absolute():
+    raise UserError(
+      f'The workdir {folder} is the folder of the data; give another --workdir.'
+    )
   with contextlib.ExitStack() as held:
     if distributed.is_first():
       held.enter_context(workdir.claim(folder))

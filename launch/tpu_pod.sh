@@ -3,12 +3,13 @@
 #
 #   launch/tpu_pod.sh NAME ZONE --config=munit:camelyon16 --workdir=/mnt/runs/m
 #
-# The slice needs jaxmed[tpu] installed and the working directory mounted, e.g.:
+# The slice needs jaxmed installed with its extra [tpu] and the working directory
+# mounted, e.g. of a checkout there:
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all \
-#     --command='pip install "jaxmed[tpu]"'
+#     --command='pip install -e "/mnt/jaxmed[tpu]"'
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 name=$1 zone=$2

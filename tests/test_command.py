@@ -157,6 +157,18 @@ def test_a_full_disk_is_one_sentence(capsys):
     command.exit_code(other, debug=False)
 
 
+@pytest.mark.parametrize(
+  ('argv', 'said'),
+  [
+    ((TINY, '--config.data.path=images'), 'makes phantom slides instead'),
+    ((*FOLDER, '--config.data.path=here', '--workdir=here'), 'of the data'),
+  ],
+)
+def test_a_path_that_would_not_be_meant(argv, said, capsys):
+  assert launch.main(['launch', *argv]) == 2
+  assert said in capsys.readouterr().err
+
+
 def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user():
   with pytest.raises(ZeroDivisionError):
     command.exit_code(lambda: 1 // 0, debug=False)

@@ -88,7 +88,7 @@ def _devices(missing: list[str]) -> list[str]:
       lines.append(_line('', f'{device}: {limit / 2**30:.1f} GiB of memory'))
   if jax.default_backend() == 'cpu':
     lines.append(
-      _line('', 'no accelerator; for one: pip install jaxmed[cuda] or [tpu]')
+      _line('', "no accelerator; for one: pip install -e '.[cuda]' or '.[tpu]'")
     )
     if _could_ask_for_pages():
       lines.append(_line('', f'training is quicker here with {ASKING}'))

@@ -177,7 +177,9 @@ def _images(
     children[:] = sorted(
       child
       for child in children
-      if child[0] != '.' and (also_masks or child.lower() not in MASK_FOLDERS)
+      if child[0] != '.'
+      and (also_masks or child.lower() not in MASK_FOLDERS)
+      and not _is_run(pathlib.Path(folder, child))
     )
     for name in sorted(files):
       if name[0] != '.' and name.lower().endswith(SUFFIXES):
@@ -186,7 +188,16 @@ def _images(
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
   return sorted(
-    child for child in path.iterdir() if child.is_dir() and child.name[0] != '.'
+    child
+    for child in path.iterdir()
+    if child.is_dir() and child.name[0] != '.' and not _is_run(child)
+  )
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+  """A run's pictures are no data, wherever it was launched."""
+  return all(
+    (folder / name).is_file() for name in ('config.json', 'provenance.json')
   )
 
 

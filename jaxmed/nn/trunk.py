@@ -145,7 +145,8 @@ def trunk(
 
 def deepest(name: str, layers: Sequence[str]) -> str:
   """The last of some stages of a network; '' unless all are stages of it."""
-  every = NETWORKS[name].every if name in NETWORKS else ()
+  # Of an instance: with some, stages depend on fields.
+  every = NETWORKS[name](parent=None).every if name in NETWORKS else ()
   if not layers or not set(layers) <= set(every):
     return ''
   return max(layers, key=every.index)

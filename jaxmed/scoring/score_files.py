@@ -12,10 +12,12 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 import tifffile
+from absl import logging
 from PIL import Image
 
 from jaxmed import workdir
 from jaxmed.errors import UserError
+from jaxmed.pipeline.frame import read_batch
 from jaxmed.progress import progress
 from jaxmed.scoring import score_slides, slide_files
 from jaxmed.scoring.score import Run
@@ -43,10 +45,15 @@ def score_files(
 ) -> tuple[pathlib.Path, int]:
   """Writes a table of scores, and what is kept of every file.
 
-  Returns the table, and how many slides have no score.
+  Returns the table, and how many files have no score.
   """
   for file in files:
-    if not file.is_file():
+    if file.is_dir():
+      raise UserError(
+        f'{file} is a folder; name its images, as {file}/*.png, or give a '
+        'folder of slides by --slides.'
+      )
+    if not os.path.isfile(file):
       raise UserError(f'There is no file {file}.')
   run = Run(folder)
   out = out or run.folder / 'scored'
@@ -59,8 +66,12 @@ def score_files(
   slides = [file for file in files if is_slide(file)]
   images = [file for file in files if file not in slides]
   stems = _stems(files)
-  facts = [_facts(run, file, stems[file], mpp) for file in slides]
-  rows = []
+  facts, rows = [], []
+  for file in slides:
+    try:
+      facts.append(_facts(run, file, stems[file], mpp))
+    except UserError as error:
+      rows.append(_without_score(run, file, str(error)))
   for start in progress(
     range(0, len(images), run.batch),
     -(-len(images) // run.batch),
@@ -73,6 +84,8 @@ def score_files(
   score_slides.scan(run, out, out, facts)
   found = score_slides.finish(run, out, facts, out) if facts else []
   rows += [_slide(run, one) for one in found]
+  if all(row['reason'] for row in rows):
+    raise UserError(rows[0]['reason'])
   columns = {k: [row[k] for row in rows] for k in rows[0]}
   columns['anomalous'] = pa.array(columns['anomalous'], pa.bool_())
   path = out / 'scores.parquet'
@@ -207,8 +220,15 @@ def is_slide(file: pathlib.Path) -> bool:
 
 def _images(run: Run, files: Sequence[pathlib.Path], out, stems) -> list[dict]:
   names = run.map_names[:1]
-  found = run.score(files, maps=names)
-  rows = []
+  try:
+    found, unread = run.score(files, maps=names), {}
+  except UserError:
+    unread = _unread(run, files)
+    if not unread:
+      raise
+    files = [file for file in files if file not in unread]
+    found = run.score(files, maps=names) if files else None
+  rows = [_without_score(run, *item) for item in unread.items()]
   for i, file in enumerate(files):
     scores = {k: float(v[i]) for k, v in found.scores.items()}
     row = _row(run, file, scores)
@@ -219,6 +239,23 @@ def _images(run: Run, files: Sequence[pathlib.Path], out, stems) -> list[dict]:
       path = out / f'{stems[file]}_overlay.png'
       _overlay(path, found.images[i], found.maps[name][i])
   return rows
+
+
+def _unread(run: Run, files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+  """Files that are no image to score, and why."""
+  unread = {}
+  for file in files:
+    try:
+      read_batch([file], run.config.data)
+    except UserError as error:
+      unread[file] = str(error)
+  return unread
+
+
+def _without_score(run: Run, file: pathlib.Path, reason: str) -> dict:
+  logging.warning('%s It has no score.', reason)
+  nothing = dict.fromkeys(run.names, math.nan)
+  return _row(run, file, nothing) | {'tiles_failed': 1, 'reason': reason}
 
 
 def _slide(run: Run, facts: dict) -> dict:

@@ -101,6 +101,25 @@ def test_images_are_scored_into_a_table_and_overlays(run, tmp_path, capsys):
       assert image.size == (SIDE, SIDE) and image.mode == 'RGB'
 
 
+def test_a_file_without_a_score_does_not_stop_the_others(run, tmp_path, capsys):
+  good = _png(tmp_path / 'good.png')
+  (tmp_path / 'broken.png').write_bytes(b'no image')
+  (tmp_path / 'slide.svs').write_bytes(b'no slide')
+  names = ['broken.png', good, 'slide.svs']
+  argv = ['score', '--workdir', run.folder, '--out', 'out', *names]
+  assert cli.main([str(word) for word in argv]) == 1
+  table = pq.read_table('out/scores.parquet').to_pylist()
+  rows = {row['file']: row for row in table}
+  assert set(rows) == {str(name) for name in names}
+  assert rows[str(good)]['reason'] == ''
+  assert rows[str(good)]['anomalous'] is not None
+  for name in ('broken.png', 'slide.svs'):
+    assert name in rows[name]['reason'] and rows[name]['anomalous'] is None
+  capsys.readouterr()
+  says = _says(capsys, 'score', '--workdir', run.folder, tmp_path)
+  assert 'is a folder; name its images' in says
+
+
 def test_the_facade_scores_calibrates_and_says_yes_or_no(run, tmp_path):
   loaded = jaxmed.load(run.folder)
   table = pq.read_table(run.folder / 'scores.parquet').to_pydict()

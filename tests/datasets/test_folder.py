@@ -246,6 +246,17 @@ def test_broken_files_are_listed_and_left_out(tmp_path):
   assert len(records.open_records(directory)) == 12
 
 
+def test_runs_among_the_images_are_passed_over(tmp_path):
+  root = tmp_path / 'data'
+  _plain(root)
+  before = len(_open(root))
+  for place in ('runs/one', 'normal/two'):
+    _put(root / place / 'maps/a_overlay.png', _png(picture(1)))
+    for name in ('config.json', 'provenance.json'):
+      (root / place / name).write_text('{}')
+  assert len(_open(root)) == before
+
+
 def test_a_name_in_another_encoding_is_said(tmp_path):
   root = tmp_path / 'data'
   _plain(root)

@@ -12,7 +12,7 @@ from absl import logging
 from jaxmed.errors import UserError
 from jaxmed.nn import chain
 from jaxmed.nn import trunk as trunks
-from jaxmed.nn.trunk import NETWORKS, trunk
+from jaxmed.nn.trunk import NETWORKS, deepest, trunk
 from jaxmed.weights.names import NamesError, from_foreign, to_foreign
 from tests.golden import filling, rule
 
@@ -109,6 +109,13 @@ def test_stages_come_in_order_and_only_they(name):
   stage, *shape = DEEPEST[name]
   assert network.stages[-1] == stage
   assert features[stage].shape == (2, *shape)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_trunk_is_as_deep_as_its_deepest_layer(name):
+  every = trunk(name).stages
+  assert deepest(name, (every[1], every[0])) == every[1]
+  assert deepest(name, (every[0], 'none')) == ''
 
 
 @pytest.mark.parametrize('name', NETWORKS)
