@@ -172,15 +172,33 @@ def _from_row(root: pathlib.Path, row: dict[str, str], where: str) -> Found:
 def _images(
   start: pathlib.Path, also_masks: bool = False
 ) -> Iterator[pathlib.Path]:
-  """Image files below a folder, but no hidden ones and no masks."""
-  for folder, children, files in os.walk(start):
-    children[:] = sorted(
-      child
-      for child in children
-      if child[0] != '.'
+  """Image files below a folder, but no hidden ones and no masks.
+
+  Links are followed, but none to where they have come from.
+  """
+
+  def unreadable(error: OSError):
+    if isinstance(error, FileNotFoundError):  # Masks need not be there.
+      return
+    raise errors.UserError(
+      f'The folder {error.filename} cannot be read ({error.strerror}).'
+    ) from error
+
+  def wanted(folder: str, child: str) -> bool:
+    path = pathlib.Path(folder, child)
+    return (
+      child[0] != '.'
       and (also_masks or child.lower() not in MASK_FOLDERS)
-      and not _is_run(pathlib.Path(folder, child))
+      and not _is_run(path)
+      and not (path.is_symlink() and path.resolve() in seen)
     )
+
+  seen = set()
+  for folder, children, files in os.walk(
+    start, onerror=unreadable, followlinks=True
+  ):
+    seen.add(pathlib.Path(folder).resolve())
+    children[:] = sorted(child for child in children if wanted(folder, child))
     for name in sorted(files):
       if name[0] != '.' and name.lower().endswith(SUFFIXES):
         yield pathlib.Path(folder, name)

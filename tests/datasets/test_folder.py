@@ -257,6 +257,32 @@ def test_runs_among_the_images_are_passed_over(tmp_path):
   assert len(_open(root)) == before
 
 
+def test_links_are_followed_once(tmp_path):
+  root = tmp_path / 'data'
+  _plain(root, normal=9, sick=3)
+  _put(tmp_path / 'elsewhere/more.png', _png(picture(1)))
+  (root / 'normal/linked').symlink_to(tmp_path / 'elsewhere')
+  (root / 'normal/round').symlink_to(root / 'normal')
+  keys = set(_splits(_open(root)))
+  assert 'normal/linked/more.png' in keys and len(keys) == 13
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+  root = tmp_path / 'data'
+  _plain(root)
+  (root / 'normal/closed').mkdir()
+  scan = os.scandir
+
+  def refuse(path):
+    if os.fspath(path).endswith('closed'):
+      raise PermissionError(13, 'Permission denied', path)
+    return scan(path)
+
+  monkeypatch.setattr(os, 'scandir', refuse)
+  with pytest.raises(UserError, match='closed cannot be read'):
+    _open(root)
+
+
 def test_a_name_in_another_encoding_is_said(tmp_path):
   root = tmp_path / 'data'
   _plain(root)
