@@ -46,7 +46,7 @@ from jaxmed.datasets.camelyon16_folder import Member, find
 from jaxmed.datasets.folder import chance
 from jaxmed.datasets.shards import Shard
 from jaxmed.datasets.slide_tiles import Tiles, Tiling
-from jaxmed.datasets.surveys import Planned, Survey, stat
+from jaxmed.datasets.surveys import Planned, Source, Survey, stat
 
 NAME = 'camelyon16'
 VERSION = '1.0.0'
@@ -133,6 +133,10 @@ def fingerprint(data_config: ConfigDict) -> dict[str, Any]:
     'tumours': labels,
     'options': options,
   }
+
+
+def sources(data_config: ConfigDict) -> list[Source]:
+  return [one.source for one in find(_root(data_config))]
 
 
 def surveys(data_config: ConfigDict, directory: pathlib.Path) -> list[Survey]:

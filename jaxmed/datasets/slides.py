@@ -90,6 +90,10 @@ def fingerprint(data_config: ConfigDict) -> dict[str, Any]:
   }
 
 
+def sources(data_config: ConfigDict) -> list[Source]:
+  return find(_root(data_config), _options(data_config))
+
+
 def surveys(data_config: ConfigDict, directory: pathlib.Path) -> list[Survey]:
   """One a slide."""
   root, options = _root(data_config), _options(data_config)

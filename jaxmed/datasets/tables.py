@@ -2,8 +2,9 @@
 
 import collections
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -88,6 +89,23 @@ def write_slides(rows: Sequence[Mapping], directory: pathlib.Path) -> None:
   ]
   table = pa.Table.from_pylist(rows, schema=pa.schema(list(SLIDES.items())))
   pq.write_table(table, directory / 'slides.parquet')
+
+
+def relocate_slides(sources: Iterable, directory: pathlib.Path) -> None:
+  """Paths of slides and annotations as the sources have them."""
+  now = {source.group: source for source in sources}
+  path = directory / 'slides.parquet'
+  table = pq.read_table(path)
+  rows = table.to_pylist()
+  found = [
+    row
+    | {n: str(getattr(now[row['group']], n)) for n in ('path', 'annotation')}
+    for row in rows
+  ]
+  if found != rows:
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    pq.write_table(pa.Table.from_pylist(found, schema=table.schema), partial)
+    os.replace(partial, path)
 
 
 def write_failures(failures: Sequence[Mapping], directory) -> None:

@@ -7,6 +7,7 @@ CITATION, LICENCE and the functions
 and, where it has something to say,
   surveys(data_config, directory): tasks to be done before `shards` is called;
   slides(data_config, directory): the rows of slides.parquet;
+  sources(data_config): of these the files, as they lie now;
   failures(data_config): of what is in no shard;
   expected_bytes(data_config): how much disk it will need. Where that is not
     known beforehand, the shards say it.
@@ -72,6 +73,7 @@ def prepare(
   if directory is None:
     directory = location(data_config)
     if _complete(directory):
+      _relocate(module, data_config, directory)
       return directory
   work = work or functools.partial(run_all, show=progress)
   with _lock(directory):
@@ -89,6 +91,13 @@ def prepare(
         'is written is kept, and the next call goes on from there.'
       ) from error
   return directory
+
+
+def _relocate(module, data_config, directory: pathlib.Path) -> None:
+  """Slides that were moved since are the same by name, size and time."""
+  given = pathlib.Path(data_config.get('path', '')).expanduser().absolute()
+  if hasattr(module, 'sources') and given != directory:
+    tables.relocate_slides(module.sources(data_config), directory)
 
 
 def location(data_config: ConfigDict) -> pathlib.Path:

@@ -420,6 +420,26 @@ def test_a_launch_finds_what_was_prepared(folder, prepared, tmp_path):
     write.prepare(config)
 
 
+def test_slides_that_were_moved_are_found_where_they_are(folder, tmp_path):
+  before, after = tmp_path / 'before', tmp_path / 'after'
+  shutil.copytree(folder, before)
+  (before / 'slides/broken.svs').unlink()
+  config = _config(before)
+  config.dir = str(tmp_path / 'prepared')
+  made = write.prepare(config, work=serially)
+  before.rename(after)
+  config.path = str(after / 'slides')
+  config.options.annotations = str(after / 'outlines')
+  assert write.prepare(config, work=serially) == made
+  rows = records.open_records(made).slides.to_pylist()
+  assert len(rows) == 6
+  for row in rows:
+    assert row['path'].startswith(str(after / 'slides'))
+    outline = after / f'outlines/{row["group"]}.xml'
+    assert row['annotation'] == (str(outline) if outline.exists() else '')
+  assert not list(made.glob('.*partial'))
+
+
 def test_a_dry_run_knows_all_and_reads_no_tile(
   folder, opened, monkeypatch, tmp_path
 ):
