@@ -29,7 +29,7 @@ def run_all(
     from apache_beam.options import pipeline_options
   except ImportError as error:
     raise errors.UserError(
-      'Apache Beam is not installed; get it with: pip install apache-beam. '
+      'Apache Beam is not installed; get it with: pip install -e ".[beam]". '
       'Without --beam-runner the processes of this machine do the same work.'
     ) from error
   logging.info('%s: %d tasks to Beam (%s).', name, len(left), ' '.join(flags))

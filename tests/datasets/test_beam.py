@@ -38,5 +38,5 @@ def test_beam_writes_what_a_crew_writes(camelyon, tmp_path):
 def test_without_beam_its_extra_is_named(camelyon, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
   config = tile.data_config(camelyon / 'training/normal', 64)
-  with pytest.raises(UserError, match=r'pip install "jaxmed\[beam\]"'):
+  with pytest.raises(UserError, match=r'pip install -e "\.\[beam\]"'):
     tile.tile(config, tmp_path / 'R', tile.workforce(flags=DIRECT))
