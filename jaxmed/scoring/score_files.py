@@ -79,13 +79,13 @@ def score_files(
     'batches',
   ):
     rows += _images(run, images[start : start + run.batch], out, stems)
+  if rows and not facts and all(row['tiles_failed'] for row in rows):
+    raise UserError(rows[0]['reason'])  # There is no file that can be read.
   for one in facts:  # Named files are always scored anew.
     (out / f'{one["group"]}.json').unlink(missing_ok=True)
   score_slides.scan(run, out, out, facts)
   found = score_slides.finish(run, out, facts, out) if facts else []
   rows += [_slide(run, one) for one in found]
-  if all(row['reason'] for row in rows):
-    raise UserError(rows[0]['reason'])
   columns = {k: [row[k] for row in rows] for k in rows[0]}
   columns['anomalous'] = pa.array(columns['anomalous'], pa.bool_())
   path = out / 'scores.parquet'
