@@ -1,7 +1,6 @@
 """What the commands share: flags, configs, logs, errors, exit codes."""
 
 import contextlib
-import errno
 import importlib
 import importlib.resources
 import logging as standard_logging
@@ -185,7 +184,7 @@ def exit_code(main: Callable[[], int | None], debug: bool) -> int:
   except UserError as error:
     return _told(str(error), debug)
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in errors.NO_ROOM:
       raise
     place = f' for {error.filename}' if error.filename else ''
     return _told(

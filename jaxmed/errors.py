@@ -1,7 +1,10 @@
 """What a user can mend. The command line prints it as one sentence."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # Of an OSError: the disk is full.
 
 
 class UserError(Exception):

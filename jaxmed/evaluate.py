@@ -233,6 +233,8 @@ def _slides(
   rule = config.eval.slide_rule
   first = primary if rule == 'max' else f'{rule}.{primary}'
   names = dict(sorted(names.items(), key=lambda item: item[1] != first))
+  if unknown := int((table['label'] < 0).sum()):
+    warnings.add(f'{unknown} slides have no label and are left out.')
   for column, name in names.items():
     finite = np.isfinite(table[column].astype(np.float64))
     kept = finite & (table['label'] >= 0)
@@ -241,8 +243,6 @@ def _slides(
         f'{left_out} of {len(kept)} slides have no score {name}; '
         'slides.parquet says why.'
       )
-    if unknown := int((table['label'] < 0).sum()):
-      warnings.add(f'{unknown} slides have no label and are left out.')
     test = _sample(table, kept, config)
     scores = table[column][kept].astype(np.float64)
     many = images.resampled(test, scores)

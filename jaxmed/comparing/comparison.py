@@ -34,7 +34,7 @@ PRIMARY = 'auroc'
 class Test:
   """What all runs are tested on, and how."""
 
-  sample: images.Sample
+  sample: images.Sample  # Of the images that are kept.
   kept: np.ndarray  # Of the images, those with finite scores in every run.
   slides: images.Sample | None  # None: not the same slides in every run.
   groups: tuple[str, ...]  # Names of the slides in `slides`.
@@ -117,7 +117,7 @@ def _test(entries: Sequence[Entry], resamples: int) -> Test:
   )
   slides = _same_slides(entries)
   return Test(
-    images.sample(labels, first.test['group'].astype(str), *draw),
+    images.sample(labels, first.test['group'].astype(str), *draw).where(kept),
     kept,
     images.sample([*slides.values()], [*slides], *draw) if slides else None,
     tuple(slides),
@@ -127,16 +127,22 @@ def _test(entries: Sequence[Entry], resamples: int) -> Test:
 
 def _same_slides(entries: Sequence[Entry]) -> dict[str, int]:
   """Labels of the slides that every run has scored; none if slides differ."""
-  labels = [_slide_labels(entry) for entry in entries]
-  if any(one != labels[0] for one in labels):
-    return {}
+  labels = _slide_labels(entries) or {}
   scored = set.intersection(*(set(_slide_scores(e)) for e in entries))
-  return {g: label for g, label in sorted(labels[0].items()) if g in scored}
+  return {g: label for g, label in sorted(labels.items()) if g in scored}
 
 
-def _slide_labels(entry: Entry) -> dict[str, int]:
-  rows = entry.run.slides
-  return {row['group']: row['label'] for row in rows if row['label'] in (0, 1)}
+def _slide_labels(entries: Sequence[Entry]) -> dict[str, int] | None:
+  """Of the slides that have one; None if they are others in some run."""
+  found = [
+    {
+      row['group']: row['label']
+      for row in e.run.slides
+      if row['label'] in (0, 1)
+    }
+    for e in entries
+  ]
+  return found[0] if all(one == found[0] for one in found) else None
 
 
 def _slide_scores(entry: Entry) -> dict[str, float]:
@@ -153,7 +159,7 @@ def _slide_scores(entry: Entry) -> dict[str, float]:
 
 def _measures(entry: Entry, test: Test) -> dict[str, Measured]:
   """Every metric of a run with its resamples."""
-  sample = test.sample.where(test.kept)
+  sample = test.sample
   scores = entry.test[entry.column][test.kept].astype(np.float64)
   found = _areas(sample, scores)
   normals = entry.normals[entry.column].astype(np.float64)
@@ -204,8 +210,7 @@ def _differences(
   for name in COMPARED:
     if name not in together[0]:
       continue
-    images_kept = test.sample.where(test.kept)
-    sample = test.slides if name == 'slide_auroc' else images_kept
+    sample = test.slides if name == 'slide_auroc' else test.sample
     groups = sample.sizes[2]
     rows = [
       paired.difference(together[i][name], together[reference][name], groups)
@@ -296,7 +301,7 @@ def _plain(values: dict) -> dict:
 
 
 def _facts(test: Test) -> dict:
-  n, positives, groups = test.sample.where(test.kept).sizes
+  n, positives, groups = test.sample.sizes
   return {
     'n': n,
     'positives': positives,
@@ -312,14 +317,14 @@ def _facts(test: Test) -> dict:
 def _slide_cautions(entries: Sequence[Entry], test: Test) -> list[str]:
   if not any(entry.run.slides for entry in entries):
     return []
-  labels = [_slide_labels(entry) for entry in entries]
-  if any(one != labels[0] for one in labels):
+  labels = _slide_labels(entries)
+  if labels is None:
     return ['The runs have scored other slides, so slides are left out.']
-  lost = len(labels[0]) - len(test.groups)
+  lost = len(labels) - len(test.groups)
   if not lost:
     return []
   return [
-    f'{lost} of {len(labels[0])} slides have no score in some run and are left '
+    f'{lost} of {len(labels)} slides have no score in some run and are left '
     'out of all.'
   ]
 
@@ -329,8 +334,7 @@ def _other_tests(entries: Sequence[Entry]) -> list[str]:
   results = [entry.run.results for entry in entries]
 
   def differ(read) -> bool:
-    known = [str(found) for one in results if (found := read(one)) is not None]
-    return len(set(known)) > 1
+    return len({str(found) for one in results if (found := read(one))}) > 1
 
   def lesions(one):
     froc = one.get('froc') or {}
@@ -340,10 +344,10 @@ def _other_tests(entries: Sequence[Entry]) -> list[str]:
 
   def pixels(one):
     maps = (one.get('pixel') or {}).values()
-    return [m['auroc']['n'] for m in maps if 'auroc' in m][:1] or None
+    return [m['auroc']['n'] for m in maps if 'auroc' in m][:1]
 
   said = []
-  if differ(lambda one: lesions(one) or None):
+  if differ(lesions):
     said.append(
       'FROC is of other slides or by other rules in some runs: these numbers '
       'do not compare.'
@@ -353,7 +357,7 @@ def _other_tests(entries: Sequence[Entry]) -> list[str]:
       'Pixel metrics are of other images in some runs: these numbers do not '
       'compare.'
     )
-  if differ(lambda one: one.get('slide_rule') if one.get('slide') else None):
+  if differ(lambda one: one.get('slide') and one.get('slide_rule')):
     said.append('Slides are scored by other rules in some runs.')
   return said
 

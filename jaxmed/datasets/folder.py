@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -49,7 +48,7 @@ def fingerprint(data_config: ConfigDict) -> dict[str, Any]:
   digest = hashlib.sha256()
   for found in layouts.find(root, options['labels']):
     for path in filter(None, (found.path, found.mask)):
-      status = _status(root / path)
+      status = layouts.status(root / path)
       line = f'{path}\0{status.st_size}\0{status.st_mtime_ns}\n'
       try:
         digest.update(line.encode())
@@ -65,15 +64,7 @@ def expected_bytes(data_config: ConfigDict) -> int:
   root, options = _root(data_config), _options(data_config)
   found = layouts.find(root, options['labels'])
   paths = [path for one in found for path in (one.path, one.mask) if path]
-  return sum(_status(root / path).st_size + 2**10 for path in paths)
-
-
-def _status(path: pathlib.Path) -> os.stat_result:
-  """Of a file, or of a link to nothing, which reading will tell of."""
-  try:
-    return path.stat()
-  except OSError:
-    return path.lstat()
+  return sum(layouts.status(root / path).st_size + 2**10 for path in paths)
 
 
 def shards(data_config: ConfigDict, directory: pathlib.Path) -> list[Shard]:

@@ -212,6 +212,14 @@ def _folders(path: pathlib.Path) -> list[pathlib.Path]:
   )
 
 
+def status(path: str | pathlib.Path) -> os.stat_result:
+  """Of a file, or of a link to nothing, which reading will tell of."""
+  try:
+    return os.stat(path)
+  except OSError:
+    return os.lstat(path)
+
+
 def _is_run(folder: pathlib.Path) -> bool:
   """A run's pictures are no data, wherever it was launched."""
   return all(

@@ -6,7 +6,6 @@ of processes may write different shards of one data set.
 """
 
 import dataclasses
-import errno
 import json
 import os
 import pathlib
@@ -17,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxmed import errors
 from jaxmed.datasets import images
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 PARTS = 'parts'  # The folder of the index parts.
 NAN = float('nan')
 
@@ -162,7 +161,7 @@ def write_shard(
 
 def _with_number(error: RuntimeError) -> Exception:
   """ArrayRecord's errors of the disk as Python's, which say which they are."""
-  for number in NO_ROOM:
+  for number in errors.NO_ROOM:
     if os.strerror(number) in str(error):
       return OSError(number, str(error))
   return error

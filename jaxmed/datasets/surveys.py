@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.datasets import shards, slide_tiles
+from jaxmed.datasets import layouts, shards, slide_tiles
 from jaxmed.datasets.shards import Example, Failure, Shard
 from jaxmed.datasets.slide_tiles import Tiles, Tiling
 from jaxmed.slides import annotations, reader
@@ -218,12 +218,5 @@ def stat(
   paths: Iterable[str | pathlib.Path], root: pathlib.Path
 ) -> dict[str, list[int]]:
   """Sizes and times of files by path: what a fingerprint says of them."""
-  found = {}
-  for path in paths:
-    try:
-      status = os.stat(path)
-    except OSError:  # A link to nothing; reading it will tell.
-      status = os.lstat(path)
-    name = os.path.relpath(path, root)
-    found[name] = [status.st_size, status.st_mtime_ns]
-  return found
+  known = {os.path.relpath(path, root): layouts.status(path) for path in paths}
+  return {n: [one.st_size, one.st_mtime_ns] for n, one in known.items()}

@@ -83,7 +83,7 @@ def prepare(
     try:
       _make(module, data_config, directory, work)
     except OSError as error:
-      if error.errno not in shard_files.NO_ROOM:
+      if error.errno not in errors.NO_ROOM:
         raise
       raise errors.UserError(
         f'The disk of {directory.parent} is full. Make room, or set '

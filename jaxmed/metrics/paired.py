@@ -27,7 +27,7 @@ class Measured:
 
   @property
   def interval(self) -> tuple[float, float]:
-    if not (np.isfinite(self.value) and np.isfinite(self.many).any()):
+    if not np.isfinite(self.value):
       return np.nan, np.nan
     low, high = bootstrap.band(self.many)
     return float(low), float(high)

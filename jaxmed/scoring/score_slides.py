@@ -5,7 +5,6 @@ on with the slides that are left.
 """
 
 import contextlib
-import errno
 import pathlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from absl import logging
 
 from jaxmed import workdir
 from jaxmed.datasets.records import Records
-from jaxmed.errors import UserError
+from jaxmed.errors import NO_ROOM, UserError
 from jaxmed.progress import Progress, progress
 from jaxmed.scoring import slide_files
 from jaxmed.scoring.score import Run
@@ -98,7 +97,7 @@ def _room(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in NO_ROOM:
       raise
     raise UserError(
       f'The disk of {folder} is full; make room, and the same command goes on.'

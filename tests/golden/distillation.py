@@ -220,10 +220,7 @@ def _stages(name: str, stages, manifest: dict) -> dict:
   found = {}
   for number, stage in enumerate(stages, 1):
     output, whole = f'{name}_f{number}', _channels_first(stage)
-    words = _words(output, manifest)
-    steps = re.search(r'strided \[:, ::(\d+), ::(\d+), ::(\d+)\]', words)
-    channels, rows, columns = (int(n) for n in steps.groups())
-    found[output] = whole[:, ::channels, ::rows, ::columns]
+    found[output] = filling.kept(whole, _words(output, manifest))
     exact = whole.astype(np.float64)
     found[f'{output}_stats'] = [exact.mean(), exact.std(), np.abs(exact).sum()]
   return found
