@@ -39,6 +39,7 @@ class Run:
       'width': sizes['ngf'],  # ndf is read nowhere.
       'z': sizes['nz'],
       'extra': sizes['extralayers'],
+      'statistics': 'running',
     }
     train = {
       'rate': sizes['lr'],
