@@ -167,7 +167,8 @@ def _check_same_test(one: Entry, other: Entry) -> None:
 def _difference(one: Entry, other: Entry) -> str:
   """How the test sets of two runs differ; '' if they do not."""
   keys = [entry.test['key'].astype(str) for entry in (one, other)]
-  if one.fingerprint != other.fingerprint and not _alike(one, other):
+  known = one.fingerprint and one.fingerprint == other.fingerprint
+  if not known and not _alike(one, other):
     return (
       f'the data of the one is {_data(one)}, that of the other {_data(other)}'
       f' ({len(keys[0])} and {len(keys[1])} test images)'
@@ -208,7 +209,7 @@ def _data(entry: Entry) -> str:
 
 
 def _alike(one: Entry, other: Entry) -> bool:
-  """Whether data of other fingerprints has the same test images."""
+  """Whether data of other or unknown fingerprints has the same test images."""
   frames = [
     [entry.run.config.get('data', {}).get(name) for name in FRAME]
     for entry in (one, other)

@@ -37,7 +37,8 @@ def fit(
   weight = jnp.where(sick, each[0], jnp.where(well, each[1], 0.0))
   weight = weight / weight.sum()
   x = jnp.where(valid, log_odds, 0.0)
-  size = jnp.maximum(jnp.sqrt((weight * jnp.square(x)).sum()), 1e-6)
+  size = jnp.sqrt((weight * jnp.square(x)).sum())
+  size = jnp.where(size > 0, size, 1.0)  # All zero: any slope will do.
   columns = jnp.stack([x / size, jnp.ones_like(x)], axis=1)
 
   def loss(theta):

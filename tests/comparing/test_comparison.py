@@ -361,6 +361,18 @@ def test_other_test_sets_are_refused(
   assert not (tmp_path / 'out').exists()
 
 
+def test_images_of_unknown_data_are_compared_by_what_baselines_say(
+  make, tmp_path, capsys
+):
+  same = make('same', 'padim')
+  changed = make('changed', 'padim', scores=_other_images)
+  runs = [make('one'), same, changed]
+  for run in runs:
+    edit(run, 'provenance.json', lambda x: x['data'].pop('fingerprint'))
+  assert comparison.compare(runs[:2], tmp_path / 'out')
+  assert 'not tested on the same' in _says(capsys, runs[0], runs[2])
+
+
 def _says(capsys, *argv) -> str:
   """The sentence in which a comparison ends."""
   assert cli.main(['compare', *map(str, argv)]) == 2

@@ -91,3 +91,10 @@ def test_the_order_stays_even_where_the_classifier_is_wrong():
   slope, offset = _fit(-odds, label)
   share = special.expit(slope * -odds + offset)
   np.testing.assert_allclose(share, _targets(label).mean(), atol=0.01)
+
+
+def test_log_odds_that_are_all_zero_leave_the_slope():
+  label = np.array([0, 0, 0, 1], np.int32)
+  slope, offset = _fit(np.zeros(4, np.float32), label)
+  assert slope == 1.0
+  assert special.expit(offset) == pytest.approx(_targets(label).mean(), 1e-3)
