@@ -74,7 +74,7 @@ def launch(
     is_left = distributed.of_first(np.array(is_left))
     left = list(itertools.compress(stages, is_left))
     if not left:
-      logging.info('Everything in %s is done already.', folder)
+      _done(config, folder, provenance)
     for name, _, make in left:
       _timed(name, make, provenance)
   return folder
@@ -107,6 +107,17 @@ def _score(
   if config.score.slides:
     score_slides.score_slides(run, records)
   distributed.only_first(lambda: examples.show(run, records), 'examples')
+
+
+def _done(
+  config: ConfigDict, folder: pathlib.Path, provenance: Provenance
+) -> None:
+  """Says so; and if it was done with images that are others now."""
+  logging.info('Everything in %s is done already.', folder)
+  try:
+    learn.check_same_data(provenance, write.location(config.data))
+  except UserError as error:
+    logging.warning('%s', error)
 
 
 def _timed(name: str, make: Callable[[], None], provenance: Provenance) -> None:
