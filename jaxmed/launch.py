@@ -49,12 +49,14 @@ def launch(
       f'The workdir {folder} is the folder of the data; give another --workdir.'
     )
   with contextlib.ExitStack() as held:
-    if distributed.is_first():
+    first = distributed.only_first
+
+    def settle():
       held.enter_context(workdir.claim(folder))
       workdir.settle(folder, config, fresh)
-    distributed.barrier('settled')
+
+    first(settle, 'settle')
     provenance = Provenance(folder)
-    first = distributed.only_first
     stages = (
       ('train', 'final', lambda: _train(config, folder, provenance)),
       ('score', 'examples.json', lambda: _score(config, folder, provenance)),
@@ -129,7 +131,12 @@ def _timed(name: str, make: Callable[[], None], provenance: Provenance) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Launches what the command line says; returns the exit code."""
   argv = list(sys.argv if argv is None else argv)
-  return command.exit_code(functools.partial(_main, argv), '--debug' in argv)
+  code = 1
+  try:
+    code = command.exit_code(functools.partial(_main, argv), '--debug' in argv)
+  finally:
+    distributed.leave(code)
+  return code
 
 
 def _main(argv: list[str]) -> int:

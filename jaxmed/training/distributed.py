@@ -1,5 +1,7 @@
 """Several hosts: how they find each other, wait, and let one write."""
 
+import os
+import threading
 from collections.abc import Callable
 
 import jax
@@ -7,6 +9,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxmed.errors import UserError
+
+GRACE = 10.0  # Seconds for other hosts to end, too, where one cannot go on.
 
 
 def initialize(
@@ -49,8 +53,33 @@ def of_first(values: np.ndarray) -> np.ndarray:
 
 
 def only_first(function: Callable[[], None], name: str) -> None:
-  """One host does it, once all have come so far, while the others wait."""
+  """One host does it, once all have come so far, while the others wait.
+
+  Where it cannot, none goes on.
+  """
   barrier(f'before {name}')
+  failure = None
   if is_first():
-    function()
-  barrier(name)
+    try:
+      function()
+    except Exception as error:
+      failure = error
+  failed = of_first(np.array(failure is not None))
+  if failure:
+    raise failure
+  if failed:
+    raise UserError(
+      f'The first host could not do its part ({name}); it has printed why.'
+    )
+
+
+def leave(code: int) -> None:
+  """To be called before this process ends with an exit code.
+
+  JAX ends all hosts together. Where the others do not end, because this one
+  alone cannot go on, it would wait for minutes, and abort with another code.
+  """
+  if code and jax.distributed.is_initialized():
+    end = threading.Timer(GRACE, os._exit, [code])
+    end.daemon = True
+    end.start()

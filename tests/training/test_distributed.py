@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -16,8 +17,8 @@ from tests.places import ROOT
 from tests.training.miniature import Chooser, adversaries, bank, train
 
 
-def start_together(command: list[str], count: int) -> None:
-  """Runs `command` plus ADDRESS COUNT NUMBER in `count` processes."""
+def run_two(*words: object) -> list[tuple[int, str]]:
+  """Exit codes and output of two that run `words`, with ADDRESS, PROCESS in."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
@@ -26,44 +27,34 @@ def start_together(command: list[str], count: int) -> None:
     'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
+  module, *rest = map(str, words)
   started = [
     subprocess.Popen(
-      [*command(address, number)],
+      [sys.executable, '-m', module, address, str(process), *rest],
       cwd=ROOT,
       env=environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
     )
-    for number in range(count)
+    for process in range(2)
   ]
   try:
     outputs = [p.communicate(timeout=300)[0] for p in started]
   finally:
     for process in started:
       process.kill()
-  for process, output in zip(started, outputs, strict=True):
-    assert process.returncode == 0, output
+  return [(p.returncode, o) for p, o in zip(started, outputs, strict=True)]
 
 
-def _workers(folder, stop):
-  module = [sys.executable, '-m', 'tests.training.worker']
-  start_together(
-    lambda address, number: [
-      *module,
-      address,
-      '2',
-      str(number),
-      str(folder),
-      str(stop),
-    ],
-    2,
-  )
+def _train_two(folder, stop):
+  for code, output in run_two('tests.training.worker', folder, stop):
+    assert code == 0, output
 
 
 def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
-  _workers(tmp_path / 'two', -1)
-  _workers(tmp_path / 'begun', 3)
+  _train_two(tmp_path / 'two', -1)
+  _train_two(tmp_path / 'begun', 3)
   for build in (adversaries, bank):
     name = build.__name__
     chooser = Chooser(tmp_path / 'one' / name)
@@ -100,8 +91,24 @@ def _close(one, other):
 def test_the_first_begins_once_all_have_come_so_far(monkeypatch):
   said = []
   monkeypatch.setattr(distributed, 'barrier', said.append)
+  monkeypatch.setattr(distributed, 'of_first', lambda x: said.append('all'))
   distributed.only_first(lambda: said.append('done'), 'scored')
-  assert said == ['before scored', 'done', 'scored']
+  assert said == ['before scored', 'done', 'all']
+
+
+def test_what_the_first_cannot_do_ends_all():
+  (first, why), (other, output) = run_two('tests.training.leaver', 'first')
+  assert first == other == 2
+  assert 'jaxmed: There is no disk.' in why
+  assert 'jaxmed: The first host could not do its part (the test)' in output
+
+
+def test_one_that_cannot_go_on_ends_with_its_code_and_lets_none_wait():
+  began = time.monotonic()
+  (other, _), (alone, why) = run_two('tests.training.leaver', 'alone')
+  assert alone == 2 and 'jaxmed: There is no disk.' in why
+  assert other != 0
+  assert time.monotonic() - began < 120
 
 
 def test_a_coordinator_needs_numbers():

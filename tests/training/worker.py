@@ -1,6 +1,6 @@
-"""One of several processes that train a miniature together.
+"""One of two processes that train a miniature together.
 
-python -m tests.training.worker ADDRESS PROCESSES PROCESS FOLDER STOP
+python -m tests.training.worker ADDRESS PROCESS FOLDER STOP
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from jaxmed.training.run import Policy, Stopped
 from tests.training import miniature
 
 
-def main(address: str, processes: str, process: str, folder: str, stop: str):
+def main(address: str, process: str, folder: str, stop: str):
   jax.config.update('jax_num_cpu_devices', 1)
-  distributed.initialize(False, address, int(processes), int(process))
+  distributed.initialize(False, address, 2, int(process))
   for name in ('adversaries', 'bank'):
     place = pathlib.Path(folder) / name
     with contextlib.suppress(Stopped):
