@@ -116,7 +116,7 @@ def write_failures(failures: Sequence[Mapping], directory) -> None:
   path.write_text('\n'.join(lines) + '\n')
   logging.warning(
     '%d items could not be read and are left out, the first %s (%s). All are '
-    'listed in failures.jsonl of the data set.',
+    'listed in failures.jsonl of the data set and of its runs.',
     len(failures),
     failures[0]['item'],
     failures[0]['error'],

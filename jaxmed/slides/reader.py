@@ -437,6 +437,6 @@ def _mpp(
   if not usable:
     raise SlideError(
       f'{path} {said}; give it in micrometres per pixel with the option '
-      'mpp=, for example mpp=0.25 for a scan at 40x.'
+      'mpp= (of commands: --mpp), for example mpp=0.25 for a scan at 40x.'
     )
   return x, y
