@@ -18,7 +18,7 @@ from xml import sax
 from xml.etree import ElementTree
 
 import contourpy
-import defusedxml.sax
+import defusedxml.expatreader
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float
@@ -94,7 +94,9 @@ def read_xml(path: str | os.PathLike) -> list[Polygon]:
   reader = _Reader(path)
   try:
     with path.open('rb') as file:
-      defusedxml.sax.parse(file, reader)
+      parser = _Parser()
+      parser.setContentHandler(reader)
+      parser.parse(file)
   except FileNotFoundError as error:
     raise AnnotationError(f'There is no annotation at {path}.') from error
   except OSError as error:
@@ -110,6 +112,16 @@ def read_xml(path: str | os.PathLike) -> list[Polygon]:
       f'{path} has no <Annotations>; expected what ASAP saves.'
     )
   return reader.polygons
+
+
+class _Parser(defusedxml.expatreader.DefusedExpatParser):
+  """Calls the handler with what expat gives; sax would wrap it first."""
+
+  def reset(self):
+    super().reset()
+    handler = self.getContentHandler()
+    self._parser.StartElementHandler = handler.startElement
+    self._parser.EndElementHandler = handler.endElement
 
 
 class _Reader(sax.ContentHandler):
