@@ -93,7 +93,7 @@ def evaluate_lesions(
 def read_detections(path: pathlib.Path) -> Float[np.ndarray, 'n 3']:
   """Rows (confidence, x, y) of a CSV file without header, in level-0 pixels."""
   try:
-    text = path.read_text('utf-8')
+    text = path.read_text('utf-8-sig')
   except FileNotFoundError:
     raise UserError(
       f'There is no {path.parent.name}/{path.name} in {path.parents[1]}: score '
@@ -113,7 +113,8 @@ def read_detections(path: pathlib.Path) -> Float[np.ndarray, 'n 3']:
       confidence, x, y = map(float, line.split(','))
     except ValueError:
       confidence = x = y = math.nan
-    if not all(map(math.isfinite, (confidence, x, y))):
+    # Python would read 1_000 as a number.
+    if '_' in line or not all(map(math.isfinite, (confidence, x, y))):
       raise UserError(
         f'{path}, line {number}: {line.strip()[:60]!r} is no detection; '
         'expected confidence,x,y with x and y in pixels of level 0.'

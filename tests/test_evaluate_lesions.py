@@ -12,6 +12,7 @@ from configs import defaults
 from jaxmed import beforehand, command, evaluate, workdir
 from jaxmed.commands import cli
 from jaxmed.errors import UserError
+from jaxmed.evaluate_lesions import read_detections
 from jaxmed.slides import annotations, geojson
 from tests.test_evaluate import scored
 
@@ -249,12 +250,20 @@ def test_nothing_but_normal_slides(tmp_path):
     ('nan,1,1\n', 'line 1'),
     ('0.5;1;1\n', 'line 1'),
     ('0.5\n', 'line 1'),
+    ('0.5,1_000,1\n', 'line 1'),
   ],
 )
 def test_detections_that_are_none(folder, text, line):
   (folder.path / 'detections/normal_2.csv').write_text(text)
   with pytest.raises(UserError, match=f'normal_2.csv, {line}: .*confidence,x'):
     folder.evaluate()
+
+
+def test_a_table_that_windows_wrote(tmp_path):
+  path = tmp_path / 'a.csv'
+  path.write_bytes(b'\xef\xbb\xbf0.5,1,2\r\n0.25,3,4\r\n')
+  found = read_detections(path)
+  np.testing.assert_array_equal(found, [[0.5, 1, 2], [0.25, 3, 4]])
 
 
 def test_what_is_missing_is_an_error_that_names_it(folder):
