@@ -1,5 +1,6 @@
 """Strictness for every test, and the tiers: plain, and `--all`."""
 
+import collections
 import os
 import pathlib
 import tempfile
@@ -12,7 +13,19 @@ import jax
 import pytest
 from absl import flags
 
-from tests.places import SHARED
+from tests.places import ROOT, SHARED
+
+# Files that take minutes with --all are begun first, or the last of them would
+# be waited for by itself.
+LONGEST = (
+  'learning/test_phantom.py',
+  'test_launch.py',
+  'contract/test_contract.py',
+  'golden/test_golden.py',
+  'scoring/test_slides_whole.py',
+  'test_notebooks.py',
+  'comparing/test_sweep.py',
+)
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -33,6 +46,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+  tests = collections.Counter(item.path for item in items)
+  first = {ROOT / 'tests' / name: i for i, name in enumerate(LONGEST)}
+  rank = lambda path: (first.get(path, len(first)), -tests[path], path)
+  items.sort(key=lambda item: rank(item.path))
   if config.getoption('--all'):
     return
   skip = pytest.mark.skip(reason='slow: run with --all')
