@@ -27,7 +27,6 @@ import json
 import pathlib
 import subprocess
 import sys
-import types
 from collections.abc import Iterator, Mapping
 
 SETS = {
@@ -54,7 +53,9 @@ class Entry:
   weights: str = ''  # A file of the data, of the network named by the preset,
   fields: tuple[str, ...] = ('model.weights',)  # which goes into these.
   options: tuple[str, ...] = ()
-  there: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})  # By set.
+  there: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=dict
+  )  # Options of one set.
 
 
 SQUEEZENET, RESNET = 'squeezenet1_1.npz', 'resnet50v2_stages123.npz'
