@@ -308,3 +308,21 @@ def test_the_command_answers_before_it_loads_jax():
     [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT
   )
   assert done.stdout.strip().endswith('False'), done.stdout + done.stderr
+
+
+def test_every_benchmark_can_be_loaded():
+  """In one process, as a script is: with its own folder to import from."""
+  code = (
+    'import importlib, pathlib, sys\n'
+    'sys.path.insert(0, "benchmarks")\n'
+    'for path in sorted(pathlib.Path("benchmarks").glob("*.py")):\n'
+    '  try: importlib.import_module(path.stem)\n'
+    '  except ModuleNotFoundError as error:\n'
+    '    if error.name != "torch": raise\n'
+    '  print(path.stem)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT
+  )
+  assert not done.returncode, done.stderr
+  assert 'real_data' in done.stdout.split()
