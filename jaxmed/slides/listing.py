@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import tifffile
+
 from jaxmed import errors
 
 SUFFIXES = (
@@ -16,7 +18,9 @@ SUFFIXES = (
   '.vmu',
   '.bif',
   '.svslide',
+  '.czi',
 )
+MASKS = ('_mask.tif', '_mask.tiff')
 
 
 def find_slides(
@@ -24,14 +28,13 @@ def find_slides(
 ) -> dict[str, list[pathlib.Path]]:
   """What may be slides, by name; more than one if they share it.
 
-  No hidden files, none in the folder `beside`, and no masks, which are
-  annotations. Whether a file can be read is seen later: a link to nothing is
-  found, too.
+  No hidden files, none in the folder `beside`, no masks, which are
+  annotations, and no maps of scores. Whether a file can be read is seen later:
+  a link to nothing is found, too.
   """
   found: dict[str, list[pathlib.Path]] = {}
   for path in sorted(_files(root, beside)):
-    is_mask = path.stem.lower().endswith('_mask')
-    if path.suffix.lower() in SUFFIXES and path.name[0] != '.' and not is_mask:
+    if _may_be_slide(path):
       found.setdefault(path.stem, []).append(path)
   if not found:
     raise errors.UserError(
@@ -41,17 +44,47 @@ def find_slides(
   return found
 
 
+def _may_be_slide(path: pathlib.Path) -> bool:
+  name = path.name.lower()
+  return (
+    name.endswith(SUFFIXES)
+    and name[0] != '.'
+    and not name.endswith(MASKS)
+    and not (name.endswith('.ome.tif') and _is_map(path))
+  )
+
+
+def _is_map(path: pathlib.Path) -> bool:
+  """Whether scoring wrote it, wherever its folder is."""
+  try:
+    with tifffile.TiffFile(path, _multifile=False) as file:
+      return file.pages.first.software == 'jaxmed'
+  except Exception:  # Of many kinds; reading it as a slide will tell.
+    return False
+
+
 def _files(root: pathlib.Path, beside: pathlib.Path | None):
+  """All files, each once, also where folders are linked to."""
+
   def refuse(error: OSError):
     raise errors.UserError(
       f"The folder {error.filename} can't be read: {error.strerror}."
     ) from error
 
-  for folder, folders, names in os.walk(root, onerror=refuse):
+  def wanted(path: pathlib.Path) -> bool:
+    if path.name[0] == '.' or path == beside:
+      return False
+    real = path.resolve()
+    if real in seen or (path.is_symlink() and real.is_relative_to(top)):
+      return False
+    seen.add(real)
+    return True
+
+  top = root.resolve()
+  seen = {top}
+  for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
     here = pathlib.Path(folder)
-    folders[:] = [
-      name for name in folders if name[0] != '.' and here / name != beside
-    ]
+    folders[:] = [name for name in sorted(folders) if wanted(here / name)]
     yield from (here / name for name in names)
 
 

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.slides import listing
+from jaxmed.slides import listing, map_files
 
 
 def test_what_may_be_a_slide_is_found_by_name(tmp_path):
@@ -28,3 +29,27 @@ def test_folders_that_are_none(tmp_path):
     listing.find_slides(tmp_path)
   with pytest.raises(UserError, match="no can't be read: No such"):
     listing.find_slides(tmp_path / 'no')
+
+
+def test_linked_folders_are_looked_into_once(tmp_path):
+  place, elsewhere = tmp_path / 'slides', tmp_path / 'elsewhere'
+  for folder in (place / 'own', elsewhere / 'more'):
+    folder.mkdir(parents=True)
+  (place / 'own/a.svs').touch()
+  (elsewhere / 'more/b.CZI').touch()
+  (place / 'linked').symlink_to(elsewhere)
+  (place / 'linked_too').symlink_to(elsewhere)
+  (place / 'before').symlink_to(place / 'own')
+  (place / 'own/up').symlink_to(tmp_path)
+  found = listing.find_slides(place)
+  assert found == {
+    'a': [place / 'own/a.svs'],
+    'b': [place / 'linked/more/b.CZI'],
+  }
+
+
+def test_maps_of_scores_that_lie_among_slides_are_none(tmp_path):
+  for name in ('a.ome.tif', 'b.ome.tif', 'c_mask.svs', 'd_Mask.TIFF'):
+    (tmp_path / name).touch()
+  map_files.write_ome(tmp_path / 'a.ome.tif', {'x': np.eye(9)}, (1.0, 1.0))
+  assert list(listing.find_slides(tmp_path)) == ['b.ome', 'c_mask']
