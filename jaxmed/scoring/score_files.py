@@ -109,6 +109,10 @@ def score_folder(
   use.
   """
   named = listing.find_slides(slides, annotations)
+  if same := named.get(pathlib.Path(SETTLED).stem):
+    raise UserError(
+      f'What is kept of {same[0]} would be written over {SETTLED}; rename it.'
+    )
   lost, facts, broken = [], [], []
   if annotations and annotations.is_dir():
     strange = without_slide(annotations, itertools.chain(*named.values()))

@@ -1,7 +1,7 @@
 """Scores a set of slides into a folder: those of a run's test, or a user's.
 
-A slide is done once GROUP.json is there, so a set that was interrupted goes
-on with the slides that are left.
+A slide is done once GROUP.json is there and says so of the same file, so a set
+that was interrupted goes on with the slides that are left.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ from jaxmed.slides.reader import SlideError
 from jaxmed.training import distributed
 
 STAGE = 'score slides'
+# Of a slide that was scored before, what is known better now.
+NOW = ('path', 'annotation', 'label', 'exhaustive')
 
 
 def score_slides(run: Run, records: Records) -> None:
@@ -71,7 +73,7 @@ def scan(
   of what its file says), own_mpp and exhaustive, None where they are not known.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  left = [s for s in slides if not slide_files.done(folder, s['group'])]
+  left = [s for s in slides if not slide_files.done(folder, s)]
   jobs = [_job(run, folder, facts) for facts in left]
   bar = Progress(sum(job.tiles for job in jobs), STAGE, 'tiles')
   try:
@@ -145,7 +147,7 @@ def finish(
 def _finish(run: Run, folder, slides, out, lost: list[dict]) -> list[dict]:
   found = [
     workdir.read_json(folder / f'{slide["group"]}.json')
-    | {name: slide[name] for name in ('annotation', 'label', 'exhaustive')}
+    | {name: slide[name] for name in NOW}
     for slide in slides
   ]
   opened = [facts for facts in found if facts['opened']]

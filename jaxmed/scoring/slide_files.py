@@ -8,6 +8,7 @@ table lies detections/GROUP.csv.
 """
 
 import collections
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -74,11 +75,28 @@ def column(rule: str, name: str) -> str:
   return PREFIXES.get(rule, f'slide.{rule}.') + name
 
 
-def done(folder: pathlib.Path, group: str) -> dict | None:
-  """What is known of a slide that needs no more work."""
-  path = folder / f'{group}.json'
-  facts = workdir.read_json(path) if path.exists() else None
-  return facts if facts and facts['opened'] else None
+def done(folder: pathlib.Path, facts: dict[str, Any]) -> dict | None:
+  """What is known of a slide that needs no more work.
+
+  Another file of its name is another slide. One that is gone stays scored.
+  """
+  path = folder / f'{facts["group"]}.json'
+  known = workdir.read_json(path) if path.exists() else {}
+  # Not what is drawn of a slide a, where this one's name is a_layers.
+  if known.get('group') != facts['group'] or not known['opened']:
+    return None
+  file = _status(facts)
+  same = not file or known.get('file', file) == file
+  return known if same else None
+
+
+def _status(facts: dict[str, Any]) -> list[int] | None:
+  """Size and time of a slide's file, if it is there."""
+  try:
+    found = os.stat(facts['path'])
+  except OSError:
+    return None
+  return [found.st_size, found.st_mtime_ns]
 
 
 def save_unopened(
@@ -121,6 +139,7 @@ def save(
     write_ome(_ome(folder, group, name), {name: found.dense}, scale)
   facts = facts | {
     'opened': True,
+    'file': _status(facts),
     'width': found.size[0],
     'height': found.size[1],
     'mpp': found.mpp,

@@ -552,6 +552,43 @@ def test_a_slide_that_was_mended_is_tried_again(folder, some, slides, tmp_path):
   assert not lines(out / 'failures.jsonl')
 
 
+def test_another_file_of_a_name_is_another_slide(
+  folder, some, slides, tmp_path
+):
+  out = tmp_path / 'out'
+  score(folder, some, out)
+  (before,) = pq.read_table(out / 'slides.parquet').to_pylist()
+  moved = tmp_path / 'moved'
+  some.rename(moved)
+  score(folder, moved, out)
+  (same,) = pq.read_table(out / 'slides.parquet').to_pylist()
+  assert same == before | {'path': str(moved / 'a.tif')}
+  (moved / 'a.tif').write_bytes((slides / 'b.tif').read_bytes())
+  score(folder, moved, out)
+  (other,) = pq.read_table(out / 'slides.parquet').to_pylist()
+  assert other['score.nearest'] != before['score.nearest']
+  score(folder, slides, tmp_path / 'alone')
+  alone = pq.read_table(tmp_path / 'alone/slides.parquet').to_pylist()[1]
+  assert other['score.nearest'] == alone['score.nearest']
+
+
+def test_names_of_slides_that_are_names_of_other_files(
+  folder, some, slides, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(slide_files, 'draw', DRAW)
+  (some / 'a_layers.tif').write_bytes((slides / 'b.tif').read_bytes())
+  tables = []
+  for _ in range(2):
+    path, unscored = score(folder, some, tmp_path / 'out')
+    assert not unscored
+    tables.append(pq.read_table(path))
+  assert tables[0].equals(tables[1]) and len(tables[0]) == 2
+  assert 'tissue' in workdir.read_json(tmp_path / 'out/a_layers.json')
+  (some / 'scored.tif').write_bytes((slides / 'b.tif').read_bytes())
+  with pytest.raises(UserError, match='scored.tif would be .* rename it'):
+    score(folder, some, tmp_path / 'out')
+
+
 def test_few_tiles_may_fail(folder, some, slides, tmp_path, monkeypatch, run):
   break_tile(some / 'a.tif', 4)
   run.config.score.max_failed = 0.9
@@ -572,7 +609,7 @@ def test_tiles_that_failed_are_marked_on_the_pictures(some, tmp_path, run):
     found = slide_stream.score_slide(run, slide)
   facts = {'group': 'a', 'annotation': '', 'label': -1, 'path': 'a.tif'}
   slide_files.save(run, tmp_path, tmp_path, facts, found)
-  facts = slide_files.done(tmp_path, 'a')
+  facts = slide_files.done(tmp_path, facts)
   DRAW(run, tmp_path, facts, 1.0)
   rings = workdir.read_json(tmp_path / 'a_layers.json')['failed']
   shapes = [annotations.Polygon(layers.corners(ring)) for ring in rings]
