@@ -23,10 +23,7 @@ OUTLINES = {
   '.json': geojson.read_geojson,
 }
 MASKS = ('.tif', '.tiff')
-ENDINGS = (
-  *OUTLINES,
-  *(f'{word}{suffix}' for word in ('_mask', '_Mask') for suffix in MASKS),
-)
+ENDINGS = (*OUTLINES, *(f'_mask{suffix}' for suffix in MASKS))
 NEUTRAL = ('region*',)  # QuPath's class for an area that is looked at.
 TRACED = 1 << 24  # Pixels of a mask that becomes polygons, at most.
 
@@ -36,22 +33,20 @@ def find_annotation(
 ) -> pathlib.Path | None:
   """The one file in the folder that belongs to a slide, if there is any.
 
-  For a.svs it is a.xml, a.geojson, a.json, a_mask.tif or a_Mask.tif (.tiff).
+  For a.svs it is a.xml, a.geojson, a.json or a_mask.tif (.tiff), the ending in
+  small letters or in large ones.
   """
   folder, stem = pathlib.Path(folder), pathlib.Path(slide).stem
   if not folder.is_dir():
     raise AnnotationError(f'There is no folder of annotations at {folder}.')
-  found = {}
-  for ending in ENDINGS:
-    path = folder / f'{stem}{ending}'
-    if path.is_file():  # Once, even where the case of letters is ignored.
-      found.setdefault(path.stat().st_ino, path)
+  named = [path for path in _annotations(folder) if _stem(path) == stem]
+  found = [path for path in named if not path.is_dir()]
   if len(found) > 1:
-    first, second, *_ = found.values()
     raise AnnotationError(
-      f'{slide} has two annotations, {first} and {second}; keep one of them.'
+      f'{slide} has two annotations, {found[0]} and {found[1]}; keep one of '
+      'them.'
     )
-  return next(iter(found.values()), None)
+  return found[0] if found else None
 
 
 def without_slide(
@@ -63,17 +58,24 @@ def without_slide(
     AnnotationError(
       f'{path} belongs to no slide: there is none that is named {stem}.'
     )
-    for path in sorted(pathlib.Path(folder).iterdir())
-    if (stem := _stem(path)) is not None and stem not in stems
+    for path in _annotations(pathlib.Path(folder))
+    if (stem := _stem(path)) not in stems
   ]
 
 
-def _stem(path: pathlib.Path) -> str | None:
-  """The name of the slide that a file's name says it belongs to."""
-  for ending in ENDINGS:
-    if path.name.endswith(ending):
-      return path.name.removesuffix(ending)
-  return None
+def _annotations(folder: pathlib.Path) -> list[pathlib.Path]:
+  """What may be annotations by its ending; nothing hidden."""
+  return [
+    folder / name
+    for name in sorted(os.listdir(folder))
+    if name[0] != '.' and name.lower().endswith(ENDINGS)
+  ]
+
+
+def _stem(path: pathlib.Path) -> str:
+  """The name of the slide that an annotation's name says it belongs to."""
+  is_mask = path.suffix.lower() in MASKS
+  return path.stem[: -len('_mask')] if is_mask else path.stem
 
 
 def read_annotation(

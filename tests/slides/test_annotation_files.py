@@ -55,6 +55,24 @@ def test_annotations_without_a_slide(tmp_path):
   ]
 
 
+def test_large_letters_links_to_nothing_and_hidden_files(tmp_path):
+  annotations.write_xml(tmp_path / 'a.XML', [Polygon(SQUARE)])
+  geojson.write_geojson(tmp_path / 'b.GeoJSON', [Polygon(SQUARE)])
+  tifffile.imwrite(tmp_path / 'c_MASK.TIF', np.full(SIZE[::-1], 1, np.uint8))
+  (tmp_path / 'd.xml').symlink_to('nothing.xml')
+  (tmp_path / 'e.xml').mkdir()
+  (tmp_path / '._a.xml').write_bytes(bytes(9))  # As macOS leaves them.
+  slides = [f'{stem}.svs' for stem in 'abcde']
+  found = [annotation_files.find_annotation(tmp_path, one) for one in slides]
+  names = [path and path.name for path in found]
+  assert names == ['a.XML', 'b.GeoJSON', 'c_MASK.TIF', 'd.xml', None]
+  for path in found[:3]:
+    assert annotation_files.read_annotation(path, SIZE)
+  with pytest.raises(AnnotationError, match='no annotation at .*d.xml'):
+    annotation_files.read_annotation(found[3], SIZE)
+  assert not annotation_files.without_slide(tmp_path, slides)
+
+
 def test_which_classes_are_lesions(tmp_path):
   path = tmp_path / 'a.geojson'
   groups = ('Tumor', 'Stroma', 'Region*', 'Ignore*', '_2')
