@@ -83,6 +83,15 @@ def summary(out: pathlib.Path, failures: Sequence[str]) -> str:
     f'{out}: {counts}; {index["label"].count(1):,} with a lesion; '
     f'{size / 1e6:,.1f} MB.'
   ]
+  slides = pq.read_table(out / 'slides.parquet', columns=['group', 'width'])
+  opened = {row['group'] for row in slides.to_pylist() if row['width']}
+  unread = {one.partition(': ')[0].partition('/')[0] for one in failures}
+  if empty := sorted(opened - set(index['group']) - unread):
+    more = f' and {len(empty) - SHOWN} more' if len(empty) > SHOWN else ''
+    lines.append(
+      f'{len(empty)} slides give no tile, with too little tissue: '
+      f'{", ".join(empty[:SHOWN])}{more}.'
+    )
   lines += _told(failures, 'could not be read (failures.jsonl)')
   lines.append(
     'Use it: jaxmed launch --config=munit:slides '

@@ -121,8 +121,8 @@ def plan(data_config: ConfigDict, directory: pathlib.Path) -> list[Planned]:
     (survey.source, survey.load()) for survey in surveys(data_config, directory)
   ]
   labels = _labels(_table(root, options, 'labels'), surveyed)
-  lost = {source.group for source, found in surveyed if found.failures}
-  places = _divide(_table(root, options, 'splits'), labels, lost, options)
+  empty = {source.group for source, found in surveyed if not len(found.tiles)}
+  places = _divide(_table(root, options, 'splits'), labels, empty, options)
   halves = _halves(places.values(), options['seed'])
   return [
     Planned(
@@ -184,13 +184,13 @@ def _labels(
 def _divide(
   table: dict[str, str] | None,
   labels: dict[str, int],
-  lost: set[str],
+  empty: set[str],
   options: dict[str, Any],
 ) -> dict[str, layouts.Found]:
   """The patient and the split of each slide, by its name.
 
   However few normal patients there are, one is for training; a slide that
-  gives no tile takes nobody's place.
+  gives no tile takes nobody's place, and goes where others of its patient go.
   """
   found = [
     layouts.Found(
@@ -200,7 +200,7 @@ def _divide(
     )
     for group, label in labels.items()
   ]
-  given = lambda one: table is not None or one.path not in lost
+  given = lambda one: table is not None or one.path not in empty
   divided = folder.divide([one for one in found if given(one)], options)
   others = [one for one in found if not given(one)]
   others = [dataclasses.replace(one, split='test') for one in others]
@@ -213,7 +213,11 @@ def _divide(
       dataclasses.replace(one, split='train') if one.group == first else one
       for one in divided
     ]
-  divided += folder.divide(others, options)
+  splits = {one.group: one.split for one in divided}
+  divided += [
+    dataclasses.replace(one, split=splits.get(one.group, one.split))
+    for one in folder.divide(others, options)
+  ]
   return {one.path: one for one in divided}
 
 
@@ -280,7 +284,7 @@ def _listed(
 ) -> dict[str, pathlib.Path]:
   """The annotations that a table names."""
   rows = _read_table(table, 'annotation')
-  found = {name: table.parent / path for name, path in rows.items()}
+  found = {name: table.parent / path for name, path in rows.items() if path}
   if strange := [name for name in found if name not in named]:
     raise errors.UserError(
       f'{table} names {len(strange)} slides that are missing, the first '
@@ -333,8 +337,8 @@ def _read_table(path: pathlib.Path, column: str) -> dict[str, str]:
     table = {}
     for row in rows:
       name = (row['slide'] or '').strip()
-      for suffix in SUFFIXES:  # With its suffix or without.
-        name = name.removesuffix(suffix)
+      if name.lower().endswith(SUFFIXES):  # With its suffix or without.
+        name = pathlib.Path(name).stem
       if name in table:
         raise errors.UserError(f'{path} lists the slide {name} twice.')
       table[name] = (row[column] or '').strip()

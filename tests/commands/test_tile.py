@@ -2,11 +2,12 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from jaxmed import command
 from jaxmed.commands import cli, tile
-from jaxmed.datasets import crew, records
+from jaxmed.datasets import crew, phantom, records
 from tests.datasets.tasks import serially
 
 
@@ -68,6 +69,15 @@ def test_a_slide_that_cannot_be_read_makes_the_exit_code_1(
   said = capsys.readouterr().out
   assert ' tiles of 3 slides in R' in said
   assert '1 could not be read (failures.jsonl):\n  broken: ' in said
+
+
+def test_slides_without_a_tile_are_named(slides, hands, capsys):
+  glass = np.full((300, 300, 3), 240, np.uint8)
+  for name in ('glass', 'pane'):
+    phantom.write_slide(slides / f'{name}.tif', glass, 0.25)
+  assert cli.main(['tile', '--slides=slides', '--out=R', '--size=128']) == 0
+  said = capsys.readouterr().out
+  assert '2 slides give no tile, with too little tissue: glass, pane.' in said
 
 
 @pytest.mark.parametrize('dash', '-_')

@@ -12,7 +12,7 @@ from matplotlib.path import Path
 from ml_collections import ConfigDict
 
 from jaxmed.commands import tile
-from jaxmed.datasets import images, records, slide_tiles, slides, write
+from jaxmed.datasets import images, phantom, records, slide_tiles, slides, write
 from jaxmed.errors import UserError
 from jaxmed.slides import annotations, grid, reader, tissue
 from tests.datasets.tasks import serially
@@ -212,20 +212,35 @@ def test_sick_slides_are_for_testing_and_others_by_chance(opened):
 def test_however_few_there_are_some_are_for_each_use(folder, tmp_path):
   """Two patients, of whom chance would send both elsewhere with train=0.01.
 
-  Slides that can't be opened do not count.
+  Slides that can't be opened, or show only glass, do not count.
   """
   (tmp_path / 'slides').mkdir()
   for name in (*NORMALS[2:], TUMOURS[0]):
     (tmp_path / f'slides/{name}.tif').symlink_to(_path(folder, name))
   for number in range(9):
     (tmp_path / f'slides/broken{number}.svs').touch()
+    path = tmp_path / f'slides/glass{number}.tif'
+    phantom.write_slide(path, np.full((300, 300, 3), 240, np.uint8), 0.25)
   annotations = str(folder / 'outlines')
   config = _config(tmp_path, annotations=annotations, train=0.01)
   found = _plan(folder, tmp_path, config)
   splits = [found[name].split for name in NORMALS[2:]]
   assert sorted(splits) == ['train', 'validation']
   others = [one.split for name, one in found.items() if name not in NORMALS]
-  assert set(others) == {'test'} and len(others) == 10
+  assert set(others) == {'test'} and len(others) == 19
+
+
+def test_a_slide_of_glass_goes_where_its_patient_goes(folder, tmp_path):
+  (tmp_path / 'slides').mkdir()
+  for name in NORMALS[2:]:
+    (tmp_path / f'slides/{name}.tif').symlink_to(_path(folder, name))
+    path = tmp_path / f'slides/{name}_b.tif'
+    phantom.write_slide(path, np.full((300, 300, 3), 240, np.uint8), 0.25)
+  found = _plan(
+    folder, tmp_path, _config(tmp_path, annotations='', group='^(.{10})')
+  )
+  for name in NORMALS[2:]:
+    assert found[name].split == found[f'{name}_b'].split != 'test'
 
 
 def test_the_patients_of_a_split_are_halved(folder, tmp_path):
@@ -254,6 +269,7 @@ def test_tables_of_splits_and_labels(folder, tmp_path):
   splits = dict(zip(names, given, strict=True))
   labels = {name: int(name not in NORMALS[:2]) for name in names}
   labels[f'{NORMALS[0]}.tif'] = labels.pop(NORMALS[0])  # A file will do too.
+  labels[f'{NORMALS[1]}.TIF'] = labels.pop(NORMALS[1])
   found = _plan(
     folder,
     tmp_path,
@@ -342,7 +358,8 @@ def test_annotations_that_do_not_fit(folder, tmp_path):
   table = _table(tmp_path / 'a.csv', 'annotation', {'tumor_009': path})
   with pytest.raises(UserError, match='slides that are missing'):
     find(table)
-  table = _table(tmp_path / 'a.csv', 'annotation', {'tumor_001.tif': path})
+  named = {'tumor_001.tif': path, 'tumor_002': ''}  # This one has none.
+  table = _table(tmp_path / 'a.csv', 'annotation', named)
   found = {one.group: one.annotation for one in find(table)}
   assert pathlib.Path(found['tumor_001']).samefile(tmp_path / path)
   assert not found['tumor_002']
