@@ -187,7 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     'normalise the stain of images or slides',
     'Writes a PNG of each file into --out, its haematoxylin and eosin as in '
     'the target; of a slide a picture of 2048 px. In training and scoring, '
-    'set --config.data.stain instead.',
+    'set --config.data.stain instead. Files that cannot be read are named, and '
+    'the exit code is 1.',
   )
   stain.add_argument(
     'files',
@@ -391,15 +392,18 @@ def _tissue(parsed) -> None:
   print(f'Outline: {parsed.out}')
 
 
-def _stain(parsed) -> None:
+def _stain(parsed) -> int:
   command.set_up()
   from jaxmed.commands import stain_files
 
-  written = stain_files.normalise_files(
+  written, reasons = stain_files.normalise_files(
     parsed.files, parsed.out, parsed.method, parsed.target
   )
   for path, changed in written.items():
     print(f'{path}{"" if changed else ": no stain of H&E, left as it was"}')
+  for reason in reasons:
+    print(f'left out: {reason}', file=sys.stderr)
+  return 1 if reasons else 0
 
 
 def _weights(parsed) -> int:

@@ -19,7 +19,7 @@ from jaxmed.pipeline import stain
 from jaxmed.pipeline.frame import read_image
 from jaxmed.progress import progress
 from jaxmed.scoring.score_files import is_slide, make_folder, output_paths
-from jaxmed.slides.reader import open_slide
+from jaxmed.slides.reader import TileError, open_slide
 
 Image = UInt8[np.ndarray, 'h w 3'] | UInt16[np.ndarray, 'h w 3']
 SIDE = 2048  # Pixels of the longer side of a slide's picture.
@@ -59,8 +59,12 @@ def normalise_files(
   out: pathlib.Path,
   kind: str = 'macenko',
   target: str | os.PathLike = '',
-) -> dict[pathlib.Path, bool]:
-  """Writes a PNG of each file; gives their paths, and which have changed."""
+) -> tuple[dict[pathlib.Path, bool], list[str]]:
+  """Writes a PNG of each file; gives their paths, and which have changed.
+
+  Of files that cannot be read it gives the reasons; where none can, the first
+  is an error.
+  """
   for file in files:
     if not file.is_file():
       raise UserError(f'There is no file {file}.')
@@ -68,7 +72,7 @@ def normalise_files(
   make_folder(out)
   paths = output_paths(files, out, '.png')
   originals = {file.resolve() for file in files}
-  written = {}
+  written, reasons = {}, []
   for file in progress(files, len(files), 'stain', 'images'):
     path = paths[file]
     if path.resolve() in originals:
@@ -76,9 +80,15 @@ def normalise_files(
         f'{path} would be written over an image that is given; choose another '
         '--out.'
       )
-    made, written[path] = change(_read(file), os.fspath(file))
+    try:
+      made, written[path] = change(_read(file), os.fspath(file))
+    except (UserError, TileError) as error:
+      reasons.append(str(error))
+      continue
     path.write_bytes(imagecodecs.png_encode(made))
-  return written
+  if not written:
+    raise UserError(reasons[0])
+  return written, reasons
 
 
 def _read(file: pathlib.Path) -> Image:

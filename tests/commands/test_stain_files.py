@@ -3,6 +3,7 @@
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 
 import jaxmed
 from jaxmed import command
@@ -111,3 +112,22 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
     jaxmed.normalise_stain([np.zeros((4, 4, 3))])
   with pytest.raises(UserError, match='known: macenko, reinhard'):
     jaxmed.normalise_stain(IMAGES, '')
+
+
+def test_what_cannot_be_read_does_not_stop_the_others(tmp_path, capsys):
+  (tmp_path / 'text.png').write_text('text')
+  slide = tmp_path / 'slide.tif'
+  phantom.write_slide(slide, picture(H_AND_E, side=600), mpp=0.5)
+  broken = tmp_path / 'broken.tif'
+  broken.write_bytes(slide.read_bytes())
+  with tifffile.TiffFile(slide) as file, broken.open('r+b') as other:
+    for page in file.pages:
+      other.seek(page.dataoffsets[0])
+      other.write(bytes(page.databytecounts[0]))
+  files = 'text.png', broken, _save(tmp_path / 'good.png', IMAGES[0])
+  assert _stain(*files, '--out', 'out') == 1
+  said = capsys.readouterr()
+  assert said.out == 'out/good.png\n'
+  assert 'text.png is unreadable' in said.err
+  assert f"Can't read {broken} at level" in said.err
+  assert _stain(broken, '--out', 'out') == 2
