@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -53,3 +55,9 @@ def test_maps_of_scores_that_lie_among_slides_are_none(tmp_path):
     (tmp_path / name).touch()
   map_files.write_ome(tmp_path / 'a.ome.tif', {'x': np.eye(9)}, (1.0, 1.0))
   assert list(listing.find_slides(tmp_path)) == ['b.ome', 'c_mask']
+
+
+def test_a_name_that_no_table_can_take(tmp_path):
+  (tmp_path / os.fsdecode(b'\xe4.svs')).touch()
+  with pytest.raises(UserError, match='xe4.svs. is not in UTF-8; rename it'):
+    listing.find_slides(tmp_path)
