@@ -4,10 +4,17 @@ Such a file may hold the label and the macro image as further images; they are
 told by their names and left alone.
 """
 
+import re
+
 import defusedxml.ElementTree
 import tifffile
 
-ASIDE = 'label', 'macro', 'overview', 'thumbnail'
+# As words of their own, also as in SlideLabel or MacroImage: a slide may be of
+# macrophages, or unlabelled.
+ASIDE = re.compile(
+  '((?<![A-Za-z])(?i:label|macro|overview|thumbnail)'
+  '|Label|Macro|Overview|Thumbnail)(?i:s|image)?(?![A-Za-z])'
+)
 MICROMETRES = {
   'µm': 1.0,
   'μm': 1.0,  # Another letter that looks the same.
@@ -24,11 +31,7 @@ MICROMETRES = {
 
 def main_series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
   """The largest image that isn't named as a picture of the glass."""
-  found = [
-    series
-    for series in tiff.series
-    if not any(word in series.name.lower() for word in ASIDE)
-  ]
+  found = [series for series in tiff.series if not ASIDE.search(series.name)]
   if not found:
     raise ValueError('its OME-XML names no image but labels')
   series = max(found, key=lambda one: one.keyframe.imagewidth)

@@ -95,11 +95,13 @@ def test_a_resolution_that_is_no_screens_is_believed(tmp_path):
   assert formats.honest('0.25', '0.26') == ('0.25', '0.26')
 
 
-def _write_ome(path, options, unit='µm', sizes=(0.25, 0.3)):
+def _write_ome(
+  path, options, unit='µm', sizes=(0.25, 0.3), names=('slide', 'label image')
+):
   first, *others = _halves(PIXELS, 3)
   metadata = {
     'axes': 'YXS',
-    'Name': 'slide',
+    'Name': names[0],
     'PhysicalSizeX': sizes[0],
     'PhysicalSizeXUnit': unit,
     'PhysicalSizeY': sizes[1],
@@ -113,7 +115,7 @@ def _write_ome(path, options, unit='µm', sizes=(0.25, 0.3)):
     for level in others:
       tiff.write(level, subfiletype=1, photometric='rgb', **options)
     tiff.write(
-      label, photometric='rgb', metadata={'axes': 'YXS', 'Name': 'label image'}
+      label, photometric='rgb', metadata={'axes': 'YXS', 'Name': names[1]}
     )
 
 
@@ -132,6 +134,26 @@ def test_ome_tiff_with_its_levels(tmp_path, compression):
       x, y = 40 >> level, 80 >> level
       part = pixels[y : y + 100, x : x + 90]
       assert (found[: part.shape[0], : part.shape[1]] == part).all()
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    ('Macrophages_CD68', 'Label'),
+    ('unlabelled', 'LabelImage'),
+    ('7: MACROD1', 'slide_macro-1'),
+    ('x', 'SlideLabel'),
+    ('thumb nails', 'THUMBNAILS'),
+  ],
+)
+def test_names_of_pictures_of_the_glass(tmp_path, names):
+  path = tmp_path / 'slide.ome.tif'
+  _write_ome(path, {'tile': (128, 128)}, names=names)
+  with reader.open_slide(path) as slide:
+    assert slide.size == (corpus.WIDTH, corpus.HEIGHT)
+  _write_ome(path, {'tile': (128, 128)}, names=(names[1],) * 2)
+  with pytest.raises(reader.SlideError, match='names no image but labels'):
+    reader.Slide(path)
 
 
 def test_units_of_ome(tmp_path):
