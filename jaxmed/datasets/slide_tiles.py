@@ -265,11 +265,7 @@ def _encoded(
     whole = slide.encoded_tile(x, y, tiling.size)
     if whole is not None:
       return whole
-  if scale == 1:
-    pixels = slide.read(x, y, tiling.size, tiling.size)
-  else:
-    mpp = slide.mpp * scale
-    pixels = slide.region(x, y, tiling.size, tiling.size, mpp).pixels
+  pixels = slide.scaled(x, y, tiling.size, scale)
   if tiling.format == 'png':
     return imagecodecs.png_encode(pixels)
   return imagecodecs.jpeg8_encode(pixels, tiling.quality)

@@ -144,11 +144,7 @@ class Work:
       self._blend = Blend(dense, size, self.tile, downsample)
 
   def read(self, number: int) -> UInt8[np.ndarray, 'h w 3']:
-    x, y = self._corner(number)
-    if self._scale == 1:
-      return self.slide.read(x, y, self.tile, self.tile)
-    mpp = self.slide.mpp * self._scale
-    return self.slide.region(x, y, self.tile, self.tile, mpp).pixels
+    return self.slide.scaled(*self._corner(number), self.tile, self._scale)
 
   def fail(self, number: int, error: Exception) -> None:
     """A tile that can't be read is noted, never made up."""

@@ -174,11 +174,12 @@ class Slide:
     y: float,
     width: int,
     height: int,
-    mpp: float,
+    mpp: float | tuple[float, float],
     unit: Literal['px', 'um'] = 'px',
   ) -> Region:
     """A region of width x height square pixels of `mpp` micrometres.
 
+    They are as wide and high as two numbers say, if these are given.
     It begins at x and y in pixels of level 0, or in micrometres. Where a level
     has this scale its pixels are given as they are, from the nearest one on;
     else those of the next finer level are reduced, without aliasing.
@@ -249,24 +250,41 @@ class Slide:
     """The whole slide, its longer side `longest` pixels (or all it has)."""
     return self.overview(max(1.0, max(self.size) / longest))
 
+  def scaled(
+    self, x: int, y: int, size: int, scale: float
+  ) -> UInt8[np.ndarray, 'size size 3']:
+    """A square of level 0, each pixel `scale` of its pixels wide and high.
+
+    It lies where a grid over level 0 has it, also where that has pixels that
+    are not quite square.
+    """
+    if scale == 1:
+      return self.read(x, y, size, size)
+    mpp = self.mpp_xy[0] * scale, self.mpp_xy[1] * scale
+    return self.region(x, y, size, size, mpp).pixels
+
   def _finer(
-    self, mpp: float, counts: tuple[int, int]
+    self, mpp: float | tuple[float, float], counts: tuple[int, int]
   ) -> tuple[int, list[float]]:
     """The coarsest level that is fine enough, and its pixels per pixel."""
-    if not 0 < mpp < math.inf:
+    wanted = np.broadcast_to(mpp, 2).tolist()
+    if not all(0 < one < math.inf for one in wanted):
       raise SlideError(
         f'A region of {self.path} was asked for at mpp={mpp!r}; expected a '
         'positive number of micrometres per pixel.'
       )
     for level in reversed(range(len(self.levels))):
       scale = self.levels[level].downsample
-      steps = [mpp / (own * scale) for own in self.mpp_xy]
+      steps = [
+        one / (own * scale)
+        for one, own in zip(wanted, self.mpp_xy, strict=True)
+      ]
       if all(resample.fine(*one) for one in zip(steps, counts, strict=True)):
         return level, steps
     if min(steps) * FINER < 1:
       raise SlideError(
         f'{self.path} has {self.mpp:.4g} µm per pixel and nothing finer; '
-        f'{mpp:.4g} was asked for.'
+        f'{min(wanted):.4g} was asked for.'
       )
     return 0, steps
 

@@ -172,6 +172,34 @@ def test_tiles_at_another_scale(folder, tmp_path):
   assert mask.shape == (64, 64) and np.isclose(mask.mean(), one['lesion'])
 
 
+def test_masks_fit_tiles_of_a_slide_whose_pixels_are_not_square(tmp_path):
+  pixels = np.full((900, 900, 3), (190, 100, 170), np.uint8)
+  pixels[300:500, 400:800] = (40, 30, 120)
+  path = tmp_path / 'a.tif'
+  tifffile.imwrite(path, pixels, photometric='rgb', tile=(256, 256))
+  ring = np.array([(400.0, 300), (800, 300), (800, 500), (400, 500)])
+  polygons = [annotations.Polygon(ring)]
+  tiling = slide_tiles.Tiling(64, 0.5, mpp=0.8, format='png')
+  with reader.open_slide(path, (0.25, 0.32)) as slide:
+    tiles = slide_tiles.survey(slide, polygons, tiling)
+    found = slide_tiles.read_tiles(
+      slide, polygons, tiles, tiling, {'group': 'a'}
+    )
+    masks, dark = zip(
+      *(
+        (
+          imagecodecs.png_decode(one['mask']) > 0,
+          imagecodecs.png_decode(one['image'])[..., 0] < 115,
+        )
+        for one in found
+        if one['lesion']
+      ),
+      strict=True,
+    )
+  assert np.sum(masks) > 8000
+  assert np.not_equal(masks, dark).mean() < 0.001
+
+
 def test_a_scale_that_is_nearly_the_slides_own_is_not_interpolated(folder):
   tiling = slide_tiles.Tiling(64, 0.5, mpp=0.24)
   with reader.open_slide(_path(folder, NORMALS[0])) as slide:
