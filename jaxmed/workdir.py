@@ -66,15 +66,18 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds a run's folder for this process; a second launch is refused."""
+def claim(workdir: pathlib.Path, option: str = '--workdir') -> Iterator[None]:
+  """Holds a folder for this process; a second one is refused.
+
+  `option` is what names another one.
+  """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / '.lock').open('a+')
   except OSError as error:
     raise UserError(
       f'The folder {workdir} cannot be used: {error.strerror}; give another '
-      '--workdir.'
+      f'{option}.'
     ) from error
   with lock:
     try:
@@ -83,7 +86,7 @@ def claim(workdir: pathlib.Path) -> Iterator[None]:
       lock.seek(0)
       raise UserError(
         f'{workdir} is in use by process {lock.read().strip() or "?"}; wait '
-        'for it, or give another --workdir.'
+        f'for it, or give another {option}.'
       ) from None
     lock.truncate(0)
     lock.write(str(os.getpid()))

@@ -57,7 +57,13 @@ def score_files(
       raise UserError(f'There is no file {file}.')
   run = Run(folder)
   out = out or run.folder / 'scored'
-  make_folder(out)
+  with workdir.claim(out, '--out'):
+    return _score_files(run, files, out, mpp)
+
+
+def _score_files(
+  run: Run, files: Sequence[pathlib.Path], out: pathlib.Path, mpp: float | None
+) -> tuple[pathlib.Path, int]:
   if (out / SETTLED).exists():
     raise UserError(
       f'{out} is of a folder of slides, which --slides goes on with; give '
@@ -113,13 +119,27 @@ def score_folder(
     raise UserError(
       f'What is kept of {same[0]} would be written over {SETTLED}; rename it.'
     )
-  lost, facts, broken = [], [], []
+  lost = []
   if annotations and annotations.is_dir():
     strange = without_slide(annotations, itertools.chain(*named.values()))
     lost += [score_slides.lost_annotation(error) for error in strange]
   run = Run(folder)
   out = out or run.folder / 'scored' / slides.resolve().name
-  make_folder(out)
+  with workdir.claim(out, '--out'):
+    unscored = _score_folder(run, named, annotations, out, mpp, lost)
+  return out / 'slides.parquet', unscored + len(lost)
+
+
+def _score_folder(
+  run: Run,
+  named: dict[str, list[pathlib.Path]],
+  annotations: pathlib.Path | None,
+  out: pathlib.Path,
+  mpp: float | None,
+  lost: list[dict],
+) -> int:
+  """How many slides have no score; annotations of no use go to `lost`."""
+  facts, broken = [], []
   _settle(run, out, mpp)
   for name, files in progress(
     named.items(), len(named), 'look at slides', 'slides'
@@ -137,7 +157,7 @@ def score_folder(
   score_slides.scan(run, out, out, facts)
   facts = sorted(facts + broken, key=lambda one: one['group'])
   score_slides.finish(run, out, facts, out, lost)
-  return out / 'slides.parquet', score_slides.unscored(out) + len(lost)
+  return score_slides.unscored(out)
 
 
 def _settle(run: Run, out: pathlib.Path, mpp: float | None) -> None:

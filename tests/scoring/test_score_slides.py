@@ -438,7 +438,7 @@ def test_the_same_command_does_nothing_twice(
   assert seen == ['b']
   assert pq.read_table(scored / 'slides.parquet').equals(table)
   hidden = [p.name for p in scored.iterdir() if p.name.startswith('.')]
-  assert not hidden
+  assert hidden == ['.lock']
 
 
 def test_interrupted_it_keeps_what_is_whole(
@@ -463,6 +463,17 @@ def test_interrupted_it_keeps_what_is_whole(
     pq.read_table(out / 'slides.parquet') for out in (tmp_path, scored)
   )
   assert ours.equals(theirs)
+
+
+def test_two_do_not_write_into_one_folder(folder, slides, tmp_path):
+  said = 'out is in use by process .*; wait for it, or give another --out'
+  with workdir.claim(tmp_path / 'out'):
+    with pytest.raises(UserError, match=said):
+      score(folder, slides, tmp_path / 'out')
+    with pytest.raises(UserError, match=said):
+      files = [slides / 'a.tif']
+      score_files.score_files(folder, files, tmp_path / 'out', None)
+  assert [path.name for path in (tmp_path / 'out').iterdir()] == ['.lock']
 
 
 def test_other_settings_are_not_mixed(scored, folder, slides, tmp_path):
