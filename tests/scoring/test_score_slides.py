@@ -362,6 +362,22 @@ def test_every_slide_is_drawn(scored):
       assert picture.size == SIZE
 
 
+def test_colours_end_where_a_sample_of_each_slide_says(run, monkeypatch):
+  rng = np.random.default_rng(0)
+  maps = {group: rng.random((300, 200)) for group in 'ab'}
+  maps['b'][:, 7:] = np.nan
+  maps['none'] = np.full((4, 4), np.nan)
+  shown = lambda run, folder, facts, most: (maps[facts['group']], 1)
+  monkeypatch.setattr(slide_files, '_shown', shown)
+  slides = [{'group': group} for group in maps]
+  highest = slide_files.highest_drawn(run, pathlib.Path(), slides)
+  assert highest == pytest.approx(0.995, abs=0.003)
+  monkeypatch.setattr(slide_files, 'SAMPLED', 10**6)
+  all_ = np.concatenate([m[np.isfinite(m)] for m in maps.values()])
+  highest = slide_files.highest_drawn(run, pathlib.Path(), slides)
+  assert highest == pytest.approx(np.quantile(all_, 0.995))
+
+
 def test_rules_of_few_tiles_and_of_none(run):
   run.config.score.update({'above': 2.0, 'top_k': 2})
   values = np.array([[1.0, np.nan], [2.0, 4.0]])
