@@ -89,8 +89,8 @@ def summary(out: pathlib.Path, failures: Sequence[str]) -> str:
   if empty := sorted(opened - set(index['group']) - unread):
     more = f' and {len(empty) - SHOWN} more' if len(empty) > SHOWN else ''
     lines.append(
-      f'{len(empty)} slides give no tile, with too little tissue: '
-      f'{", ".join(empty[:SHOWN])}{more}.'
+      f'{len(empty)} slides are too small for a tile, or have too little '
+      f'tissue: {", ".join(empty[:SHOWN])}{more}.'
     )
   lines += _told(failures, 'could not be read (failures.jsonl)')
   lines.append(

@@ -118,6 +118,12 @@ class Work:
     self.close = close  # Called when all its tiles have been read.
     self._scale = scale_of(run, slide.mpp, slide.path)
     self.grid = grid_of(run, slide.size, self._scale)
+    if not self.grid.rows * self.grid.columns:
+      width, height = slide.size
+      raise SlideError(
+        f'{slide.path} of {width} x {height} px is smaller than a tile, which '
+        f'takes {self.grid.tile} of them.'
+      )
     self.tile = run.config.data.size
     try:
       mask = tissue_mask(slide, score.tissue_method or TISSUE[score.scheme])

@@ -599,6 +599,22 @@ def test_another_file_of_a_name_is_another_slide(
   assert other['score.nearest'] == alone['score.nearest']
 
 
+def test_a_slide_of_one_tile_and_one_that_is_smaller(folder, tmp_path, run):
+  place = tmp_path / 'small'
+  place.mkdir()
+  rng = np.random.default_rng(0)
+  noise = rng.integers(-20, 20, (SIDE, SIDE, 3))
+  pixels = ((190, 100, 170) + noise).astype(np.uint8)
+  run.config.score.tissue = 0.0
+  phantom.write_slide(place / 'one.tif', pixels, 0.5)
+  phantom.write_slide(place / 'smaller.tif', pixels[:, :-1].copy(), 0.5)
+  assert score(folder, place, tmp_path / 'out')[1] == 1
+  one, smaller = pq.read_table(tmp_path / 'out/slides.parquet').to_pylist()
+  assert one['tiles'] == 1 and one['score.nearest'] > 0
+  assert '31 x 32 px is smaller than a tile' in smaller['reason']
+  assert not smaller['tiles'] and smaller['score.nearest'] is None
+
+
 def test_names_of_slides_that_are_names_of_other_files(
   folder, some, slides, tmp_path, monkeypatch
 ):
