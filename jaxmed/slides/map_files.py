@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import pathlib
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -32,6 +32,7 @@ def write_ome(
   """
   path = pathlib.Path(path)
   partial = path.with_name(f'.{path.name}.partial')
+  folder = path.with_name(f'.{path.name}.levels')
   metadata = {
     'axes': 'CYX',
     'Channel': {'Name': list(maps)},
@@ -40,12 +41,10 @@ def write_ome(
     'PhysicalSizeY': mpp[1],
     'PhysicalSizeYUnit': 'µm',
   }
+  folder.mkdir(exist_ok=True)  # One that was killed has left it.
   try:
-    with (
-      tempfile.TemporaryDirectory(dir=path.parent, prefix='.levels-') as folder,
-      tifffile.TiffWriter(partial, bigtiff=True, ome=True) as file,
-    ):
-      levels = _levels(list(maps.values()), pathlib.Path(folder))
+    with tifffile.TiffWriter(partial, bigtiff=True, ome=True) as file:
+      levels = _levels(list(maps.values()), folder)
       for i, planes in enumerate(levels):
         per_centimetre = tuple(1e4 / (step * 2**i) for step in mpp)
         file.write(
@@ -66,6 +65,7 @@ def write_ome(
     os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_ome(

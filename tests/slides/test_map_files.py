@@ -1,3 +1,4 @@
+import shutil
 import warnings
 
 import numpy as np
@@ -72,3 +73,24 @@ def test_bands_and_levels_on_disk_give_the_same(tmp_path, maps, monkeypatch):
     )
     for name in maps:
       np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_what_a_killed_one_has_left_does_not_stay(tmp_path, monkeypatch):
+  path, values = tmp_path / 'a.ome.tif', {'x': np.ones((600, 300), np.float32)}
+  left = tmp_path / '.a.ome.tif.levels'
+
+  def killed(planes, folder):
+    assert folder == left
+    (folder / '0-0').write_bytes(bytes(9))
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(map_files, '_levels', killed)
+    patch.setattr(shutil, 'rmtree', lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+      map_files.write_ome(path, values, (1.0, 1.0))
+  assert [one.name for one in tmp_path.iterdir()] == [left.name]
+  monkeypatch.setattr(map_files, 'IN_MEMORY', 8)
+  map_files.write_ome(path, values, (1.0, 1.0))
+  assert [one.name for one in tmp_path.iterdir()] == [path.name]
+  assert (map_files.read_ome(path)[0]['x'] == 1).all()
