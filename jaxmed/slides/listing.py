@@ -82,16 +82,18 @@ def _files(root: pathlib.Path, beside: pathlib.Path | None):
     ) from error
 
   def wanted(path: pathlib.Path) -> bool:
-    if path.name[0] == '.' or path == beside:
-      return False
     real = path.resolve()
-    if real in seen or (path.is_symlink() and real.is_relative_to(top)):
+    if (
+      path.name[0] == '.'
+      or real in seen
+      or (path.is_symlink() and real.is_relative_to(top))
+    ):
       return False
     seen.add(real)
     return True
 
   top = root.resolve()
-  seen = {top}
+  seen = {top, (beside or root).resolve()}
   for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
     here = pathlib.Path(folder)
     folders[:] = [name for name in sorted(folders) if wanted(here / name)]

@@ -1,4 +1,5 @@
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from jaxmed.errors import UserError
 from jaxmed.slides import listing, map_files
 
 
-def test_what_may_be_a_slide_is_found_by_name(tmp_path):
+def test_what_may_be_a_slide_is_found_by_name(tmp_path, monkeypatch):
   for path in (
     *('a.svs', 'deep/er/b.1.TIFF', 'deep/a.tif', 'a_mask.tif', 'a.png'),
     *('.hidden.svs', '.cache/c.svs', 'outlines/d.tif', 'e.svs/f.txt'),
@@ -21,6 +22,9 @@ def test_what_may_be_a_slide_is_found_by_name(tmp_path):
     'b.1': 1,
     'link': 1,
   }
+  monkeypatch.chdir(tmp_path)
+  here = pathlib.Path('../', tmp_path.name)
+  assert listing.find_slides(tmp_path, here / 'outlines') == found
   assert listing.same_name(found['link']) == ''
   said = listing.same_name(found['a'])
   assert 'a.svs and ' in said and 'deep/a.tif are two slides' in said
