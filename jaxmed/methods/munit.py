@@ -19,12 +19,13 @@ is an image of b as a would show it (and the same with a and b exchanged):
   D_a      sum over scales of mean D_a(x_ba)^2 + mean (D_a(x_a) - 1)^2
                                                                     (7)
 
-A step is D's by (7), then G's by the weighted sum of (1) to (6) over both
-domains, on the same images with new styles. To score x, its content as a sees
-it is decoded with its own style as b sees it, y = G_b(Ec_a(x), Es_b(x)); what
-healthy tissue has no words for is lost on that way, and the score is how x
-and y differ. The first paper gives no other way than a to b; `score.routes`
-has them all: 'ba' backwards, 'aa' and 'bb' within a domain.
+A step is D's by (7), weighted as (5) is, then G's by the weighted sum of (1) to
+(6) over both domains, on the same images with new styles. To score x, its
+content as a sees it is decoded with its own style as b sees it,
+y = G_b(Ec_a(x), Es_b(x)); what healthy tissue has no words for is lost on that
+way, and the score is how x and y differ. The first paper gives no other way
+than a to b; `score.routes` has them all: 'ba' backwards, 'aa' and 'bb' within a
+domain.
 
 The cycle (4) is off in half of the original's configurations; here it is on
 (10), as the authors advise where pixels should stay in place. The perceptual
@@ -150,7 +151,7 @@ class Munit:
   def discriminator_loss(
     self, params: Both, generators: Both, x, styles, valid
   ):
-    """Equation 7, of both domains; and each domain's."""
+    """Equation 7 of both domains, weighted as 5 is; and each domain's."""
     contents = {d: self.content(generators, d, x[d]) for d in OTHER}
     losses = {}
     for d, other in OTHER.items():
@@ -161,7 +162,7 @@ class Munit:
         + valid_mean(jnp.square(real - 1), valid[d])
         for fake, real in map(unpair, self.judge(params, d, both))
       )
-    return sum(losses.values()), losses
+    return self.weights.gan * sum(losses.values()), losses
 
   def generator_terms(
     self, params: Both, discriminators: Both, x, styles, valid, vgg=None

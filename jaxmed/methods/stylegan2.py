@@ -92,10 +92,6 @@ class StyleGan2(Drawing):
         f'StyleGAN2 makes square images, not {height} x {width}; set'
         ' --config.data.size.'
       )
-    if model.w < 1 or model.w & (model.w - 1):
-      raise UserError(
-        f'The latent size is {model.w}; set --config.model.w to a power of two.'
-      )
     self.form = model.form or form_of(jax.default_backend())
     if self.form not in FORMS:
       raise unknown('form of convolution (model.form)', self.form, FORMS)
@@ -315,6 +311,11 @@ class StyleGan2(Drawing):
 
 
 def build(config: ConfigDict, info: Info) -> Method:
+  size = config.model.w
+  if size < 1 or size & (size - 1):
+    raise UserError(
+      f'The latent size is {size}; set --config.model.w to a power of two.'
+    )
   gan = StyleGan2(config.model, config.train, info)
   projection = Projection(gan, config, info, OWN)
 

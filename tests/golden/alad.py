@@ -42,14 +42,14 @@ class Run:
   def __init__(self, manifest):
     sizes = manifest['hyperparameters']
     # What the code fixes, because the method does.
-    if sizes['degree'] != 1 or sizes['leaky_relu'] != 0.2:
-      raise ValueError('alad compares features by their L1 norm')
+    assert (sizes['leaky_relu'], sizes['bn_epsilon']) == (0.2, 1e-3)
+    self.weights = filling.state(manifest)
     model = {
-      'width': 128,
+      'width': len(self.weights['encoder_model/encoder/layer_1/conv/bias']),
       'z': sizes['latent'],
       'dropout': sizes['dropout'],
       'spectral': sizes['spectral_norm'],
-      'cycle_z': sizes['allow_zz'],
+      'cycle_z': True,  # Its losses are stored where none is trained on.
       'joint': 'height',
     }
     train = {
@@ -60,13 +60,12 @@ class Run:
     }
     side = sizes['image_size']
     image = side, side, sizes['channels']
-    self.manifest = manifest
+    self.manifest, self.sizes = manifest, sizes
     self.gan = alad.Alad(ConfigDict(model), ConfigDict(train), image)
     self.table = alad.names(ConfigDict(model), image)
     given = filling.inputs(manifest)
     self.x, self.z = given['x'], given['z']
     self.valid = np.ones(len(self.x), bool)
-    self.weights = filling.state(manifest)
     made = jax.eval_shape(lambda: self.gan.init(jax.random.key(0), State()))
     trees = {'params': made.params, 'batch_stats': made.batch_stats}
     self.state = State(**from_foreign(self.table, self.weights, trees))
@@ -81,7 +80,7 @@ class Run:
     found |= self._named('no_spectral_norm', in_use(params, plain))
     found |= jax.jit(self._scores)(params, stats)
     trees = {'params': params, 'batch_stats': after}
-    rows = self.manifest['spectral/u/names']
+    rows = self.manifest.get('spectral/u/names', [])
     after = to_foreign(self.table, trees)
     found |= filling.summaries('spectral/u', rows, after, self.weights)
     return found
@@ -116,11 +115,9 @@ class Run:
     """By their names in the original, of our terms."""
     plain = self.gan.losses(seen, self.valid)
     flipped = self.gan.losses(seen, self.valid, flipped=True)
-    pair = lambda terms, which: sum(
-      terms.get(f'{which}_{end}', 0.0) for end in ('real', 'fake')
-    )
+    pair = lambda terms, which: terms[f'{which}_real'] + terms[f'{which}_fake']
     x, z = pair(flipped, 'xx'), pair(flipped, 'zz')
-    cycles = x + z
+    cycles = x + z if self.sizes['allow_zz'] else x
     return {
       'dis_loss_xz': pair(plain, 'xz'),
       'dis_loss_xx': pair(plain, 'xx'),
@@ -150,6 +147,10 @@ class Run:
     y, own = self.gan.scores(params, stats, self.x)
     call = self.gan.in_use(params, stats)
     _, features = call('discriminator', 'xx', self.x, y)
+    if self.sizes['degree'] != 1:  # Ours is the L1 norm.
+      _, same = call('discriminator', 'xx', self.x, self.x)
+      away = jnp.linalg.norm(features - same, self.sizes['degree'], axis=1)
+      own = own | {'features': away}
     count = self.x[0].size  # Ours are means of images in [0, 1].
     far = compare((self.x + 1) / 2, (y + 1) / 2, ('l1', 'l2'))
     return {

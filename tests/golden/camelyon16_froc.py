@@ -46,7 +46,7 @@ def tolerance(name, manifest):
 
 
 def _is_input(manifest, name: str) -> bool:
-  return manifest['outputs'][name].startswith('INPUT')
+  return manifest['outputs'].get(name, '').startswith('INPUT')
 
 
 def _regions(regions, pixel, shape) -> dict:

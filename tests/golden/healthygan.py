@@ -14,7 +14,13 @@ from scipy import special
 from sklearn import metrics
 
 from jaxmed.method import State
-from jaxmed.methods.healthygan import TABLE, HealthyGan, View, make_schedule
+from jaxmed.methods.healthygan import (
+  TABLE,
+  HealthyGan,
+  View,
+  make_optimiser,
+  make_schedule,
+)
 from jaxmed.weights.names import from_foreign, to_foreign
 from tests.golden import filling
 
@@ -30,6 +36,7 @@ LOSSES = {
   'G/loss_mask': 'generator/mask',
   'G/loss_total': 'generator/loss',
 }
+RATES = {'generator': 'g_lr', 'discriminator': 'd_lr'}
 MASKS = {'OT': 'mixed', 'OO': 'healthy'}
 TERMS = {'min': 'least', 'max': 'most', 'small': 'small', 'zo': 'binary'}
 LOSSES |= {
@@ -52,13 +59,12 @@ def compute(manifest: dict, directory: pathlib.Path) -> dict:
   return outputs
 
 
-def configure(given: dict, trace: dict) -> ConfigDict:
+def configure(given: dict, trace: dict, rate: str = 'd_lr') -> ConfigDict:
   """The config whose fields mean what the original's hyperparameters do.
 
-  Its lambda_cls and mask_loss_mode mean nothing there either.
+  Its lambda_cls and mask_loss_mode mean nothing there either. It has a `rate`
+  for each network.
   """
-  if given['g_lr'] != given['d_lr']:
-    raise ValueError('healthygan has one rate for both networks')
   weights = {
     'penalty': 'gp',
     'reconstruction': 'rec',
@@ -79,7 +85,7 @@ def configure(given: dict, trace: dict) -> ConfigDict:
       'train': {
         'precision': 'float32',
         'fsdp': False,
-        'rate': given['g_lr'],
+        'rate': given[rate],
         'beta1': given['beta1'],
         'beta2': given['beta2'],
         'critics': trace['n_critic'],
@@ -183,13 +189,17 @@ class Trace:
 
   def __init__(self, manifest: dict, name: str, trace: dict):
     self.manifest, self.name, self.length = manifest, name, trace['num_iters']
-    self.config = configure(manifest['hyperparameters'], trace)
+    given = manifest['hyperparameters']
+    self.config = configure(given, trace)
     self.x = _inputs(manifest, np.float64)
     self.gan = HealthyGan(
       self.config.model, self.config.train, self.x['x_a1'].shape[-1]
     )
     self.gan.adam = {
-      k: filling.recording(tx) for k, tx in self.gan.adam.items()
+      part: filling.recording(
+        make_optimiser(configure(given, trace, rate).train, part)
+      )
+      for part, rate in RATES.items()
     }
     self.state = _filled(manifest, self.gan, self.x['x_a1'], np.float64)
 
@@ -246,7 +256,7 @@ class Trace:
     return outputs
 
   def _rates(self) -> np.ndarray:
-    """Of each iteration; the generator's are those of its own."""
+    """The discriminator's; the generator's fall when these do."""
     train = self.config.train
     ours = make_schedule(train, 'discriminator')
     theirs = make_schedule(train, 'generator')

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from jaxmed.nn import projection
 from tests.golden import filling
 
-STEPS = (1, 2, 3)  # Of the whole search; at 0 the rate is 0.
+DRAWN = 'projector_noise_'  # Of a step; at 0 the rate is 0.
 
 
 def outputs(gan, state, given, manifest):
@@ -19,6 +19,7 @@ def outputs(gan, state, given, manifest):
   params = state.params['generator']
   layers = range(len(gan.synthesis.noise_sides))
   noise = tuple(given[f'noise_{i}'][:1] for i in layers)
+  numbers = [int(k.removeprefix(DRAWN)) for k in given if k.startswith(DRAWN)]
   mean, sigma = projection.statistics(gan.map(params, given['mean_z']))
   t = np.arange(sizes['steps'] + 1) / sizes['steps']
 
@@ -41,8 +42,8 @@ def outputs(gan, state, given, manifest):
 
   def search(found):
     rows = []
-    for number in STEPS:
-      drawn = given[f'projector_noise_{number}']
+    for number in sorted(numbers):
+      drawn = given[f'{DRAWN}{number}']
       found, row = step(found, number / sizes['steps'], drawn)
       rows.append(row)
     return found, rows, render(found.free['w'], found.free['noise'])

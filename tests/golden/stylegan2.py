@@ -1,5 +1,7 @@
 """StyleGAN2 against a port of the original to PyTorch."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,7 @@ def compute(manifest, directory):
     **_filters(manifest, given),
     **_layers(weights, given),
     **_drawn(gan, state, given, manifest['hyperparameters']['inject']),
-    **_judged(gan, state, given),
+    **_judged(gan, state, given, manifest['outputs']),
     **_losses(gan, state, given, manifest),
     **projecting.outputs(gan, state, given, manifest),
   }
@@ -220,8 +222,11 @@ def _drawn(gan, state, given, inject):
   return {**found, 'g_layer_stats': np.array(rows)}
 
 
-def _judged(gan, state, given):
+def _judged(gan, state, given, outputs):
   params, real = state.params['discriminator'], given['real']
+  counts = [
+    int(name.removeprefix('d_real_')) for name in outputs if 'd_real_' in name
+  ]
 
   def run(params):
     _, kept = gan.discriminator.apply(
@@ -233,7 +238,7 @@ def _judged(gan, state, given):
     last = f'convs_{len(gan.discriminator.widths) - 1}'
     features = kept['intermediates'][last]['__call__'][0]
     return {
-      f'd_real_{n}': gan.judge(params, real[:n])[:, None] for n in (1, 2, 4, 8)
+      f'd_real_{n}': gan.judge(params, real[:n])[:, None] for n in counts
     }, features
 
   found, features = filling.quickly(run, params)
@@ -248,7 +253,9 @@ def _losses(gan, state, given, manifest):
   parts = state.params
   generator, discriminator = parts['generator'], parts['discriminator']
   noises, z = _noises(given), given['z']
-  real, fake = given['real'][:4], given['fake'][:4]
+  said = re.search(r'real\[:(\d+)\]', manifest['outputs']['d_loss'])
+  some = int(said[1]) if said else 4
+  real, fake = given['real'][:some], given['fake'][:some]
   valid = jnp.ones(len(real), bool)
   styles = lambda params: gan.each_layer(gan.map(params, z))
 
