@@ -159,7 +159,7 @@ def check_same_data(provenance: Provenance, data: pathlib.Path) -> None:
 
 def _cohort(
   records: Records, name: str, config: ConfigDict
-) -> Int32[np.ndarray, 'n']:
+) -> Int32[np.ndarray, ' n']:
   """The rows of a cohort; of `data.shots` so many, drawn with the seed.
 
   Fewer are the first of more.

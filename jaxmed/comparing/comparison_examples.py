@@ -28,7 +28,7 @@ Pixels = UInt8[np.ndarray, 'h w 3']
 
 
 def examples(
-  methods: Sequence[Method], kept: Bool[np.ndarray, 'n']
+  methods: Sequence[Method], kept: Bool[np.ndarray, ' n']
 ) -> list[dict]:
   """What the page shows of each example, pictures as pixels.
 
@@ -59,7 +59,7 @@ def examples(
 
 
 def choose(
-  entries: Sequence[Entry], allowed: Bool[np.ndarray, 'n']
+  entries: Sequence[Entry], allowed: Bool[np.ndarray, ' n']
 ) -> list[int]:
   """Places among the test images: anomalous ones, then normal ones."""
   ranks = np.mean(
@@ -103,7 +103,7 @@ def _maps(entry: Entry) -> dict[str, np.ndarray]:
 
 def _mapped(
   entries: Sequence[Entry], saved: Sequence[dict]
-) -> Bool[np.ndarray, 'n']:
+) -> Bool[np.ndarray, ' n']:
   """Images of which every run that keeps maps has one; all if there is none."""
   found = [
     np.isin(entry.test['row'], maps['row'])

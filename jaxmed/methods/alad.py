@@ -213,7 +213,7 @@ class Alad:
 
   def scores(
     self, params: PyTree, stats: PyTree, x: Images
-  ) -> tuple[Images, dict[str, Float[Array, 'b']]]:
+  ) -> tuple[Images, dict[str, Float[Array, ' b']]]:
     """G(E(x)), and this method's own scores."""
     call = self.in_use(params, stats)
     y = call('generator', 'generator', call('generator', 'encoder', x))

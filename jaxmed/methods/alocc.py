@@ -134,7 +134,7 @@ class Alocc:
     return self.networks[part].apply(state.variables(part), x)
 
   def discriminator_losses(
-    self, real: Float[Array, 'b'], fake: Float[Array, 'b'], valid
+    self, real: Float[Array, ' b'], fake: Float[Array, ' b'], valid
   ) -> dict[str, Float[Array, '']]:
     """The terms of L_D, of logits."""
     return {
@@ -143,7 +143,7 @@ class Alocc:
     }
 
   def generator_losses(
-    self, fake: Float[Array, 'b'], refined: Images, x: Images, z: Images, valid
+    self, fake: Float[Array, ' b'], refined: Images, x: Images, z: Images, valid
   ) -> dict[str, Float[Array, '']]:
     """The terms of L_R, the second without its weight."""
     return {
@@ -192,7 +192,7 @@ class Alocc:
 
   def scores(
     self, state: State, x: Images
-  ) -> tuple[Images, dict[str, Float[Array, 'b']]]:
+  ) -> tuple[Images, dict[str, Float[Array, ' b']]]:
     """R(x), and this method's own scores."""
     refined = self.in_use(state, 'generator', x)
     seen = {'refined': refined, 'direct': x}

@@ -139,7 +139,7 @@ class Anogan:
     return _entropy(logits, 1.0).mean(), (stats, judge_stats)
 
   def update(
-    self, state: State, real: Images, z: Codes, valid: Bool[Array, 'b']
+    self, state: State, real: Images, z: Codes, valid: Bool[Array, ' b']
   ) -> tuple[State, Scalars]:
     """One step of D, then one of G with the same noise."""
     stats = state.batch_stats

@@ -70,8 +70,8 @@ def log_odds(logits: Float[Array, '*b classes']) -> Float[Array, '*b']:
 
 
 def cross_entropy(
-  log_odds: Float[Array, 'b'], label: Float[Array, 'b'], smoothing: float
-) -> Float[Array, 'b']:
+  log_odds: Float[Array, ' b'], label: Float[Array, ' b'], smoothing: float
+) -> Float[Array, ' b']:
   """H."""
   target = label * (1 - smoothing) + smoothing / 2
   return jax.nn.softplus(log_odds) - target * log_odds

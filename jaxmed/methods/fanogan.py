@@ -147,7 +147,7 @@ class Fanogan:
   def judge(self, params: PyTree, x: Images):
     return self.critic.apply({'params': params}, x)
 
-  def slopes(self, params: PyTree, real, fake, alpha) -> Float[Array, 'b']:
+  def slopes(self, params: PyTree, real, fake, alpha) -> Float[Array, ' b']:
     """|grad D(x^)| over all pixels of each image."""
     between = real + alpha[:, None, None, None] * (fake - real)
     total = lambda x: self.judge(params, x)[0].sum()

@@ -56,7 +56,7 @@ def similarities(teacher: Stages, student: Stages) -> list[PerImage]:
 
 
 def focal(
-  similarity: PerImage, normal: Bool[Array, 'b'], alpha: float, gamma: float
+  similarity: PerImage, normal: Bool[Array, ' b'], alpha: float, gamma: float
 ) -> PerImage:
   """One stage's term of the loss, of each image."""
   p = jnp.clip(jnp.where(normal, similarity, 1 - similarity), LEAST, 1)
@@ -68,7 +68,7 @@ def focal(
 
 def mixed(
   normal: Batch, few: Batch, share: float, rng: RandomKey
-) -> tuple[Batch, Bool[Array, 'b']]:
+) -> tuple[Batch, Bool[Array, ' b']]:
   """At each place one of the few, or a normal image; and which it is."""
   chosen = jax.random.bernoulli(rng, share, normal.row.shape)
 

@@ -204,7 +204,7 @@ class Ganomaly:
 
 def distances(
   z: Float[Array, 'b z'], again: Float[Array, 'b z']
-) -> dict[str, Float[Array, 'b']]:
+) -> dict[str, Float[Array, ' b']]:
   """How far the code of the reconstruction is from that of the image."""
   squared, absolute = jnp.square(z - again), jnp.abs(z - again)
   return {'latent': squared.mean(axis=1), 'latent_l1': absolute.sum(axis=1)}

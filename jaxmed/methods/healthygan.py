@@ -133,7 +133,7 @@ class HealthyGan:
     return start(state, part, self.adam[part], params)
 
   def learn(
-    self, params: PyTree, stats: PyTree, x: Images, valid: Bool[Array, 'n *k']
+    self, params: PyTree, stats: PyTree, x: Images, valid: Bool[Array, '  n *k']
   ) -> tuple[Raw, PyTree]:
     """G(x), and its running statistics after it."""
     raw, after = self.generator.apply(
@@ -156,7 +156,7 @@ class HealthyGan:
   def judge(self, params: PyTree, x: Images) -> Float[Array, 'b i j 1']:
     return self.discriminator.apply({'params': params}, x)[1]
 
-  def slopes(self, params: PyTree, real, fake, alpha) -> Float[Array, 'b']:
+  def slopes(self, params: PyTree, real, fake, alpha) -> Float[Array, ' b']:
     """|grad D(x~)| over all pixels of each image."""
     alpha = alpha[:, None, None, None]
     between = alpha * real + (1 - alpha) * fake
@@ -237,7 +237,7 @@ class HealthyGan:
     return terms
 
   def discriminator_step(
-    self, state: State, x: Mapping, alpha: Float[Array, 'b'], valid: Mapping
+    self, state: State, x: Mapping, alpha: Float[Array, ' b'], valid: Mapping
   ) -> tuple[State, Scalars]:
     raw, stats = self.learn(
       state.params['generator'],

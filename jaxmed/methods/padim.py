@@ -115,7 +115,7 @@ def empty(places: int, channels: int, block: int) -> Memory:
   }
 
 
-def absorb(memory: Memory, x: Places, valid: Bool[Array, 'b']) -> Memory:
+def absorb(memory: Memory, x: Places, valid: Bool[Array, ' b']) -> Memory:
   """The moments with the valid images of a batch added."""
   before, some = memory['images'], valid.sum()
   after = before + some

@@ -149,7 +149,7 @@ def reweighted(
   which: Float[Array, 'b n'],
   core: Float[Array, 'k c'],
   neighbours: int,
-) -> Float[Array, 'b']:
+) -> Float[Array, ' b']:
   """The paper's score of an image; `which` row is nearest to each patch."""
   worst = scores.argmax(axis=1)
   pick = jax.vmap(lambda x, i: x[i])

@@ -144,7 +144,7 @@ class StyleGan2(Drawing):
 
   def judge(
     self, params: PyTree, x: Images, group: int | None = None
-  ) -> Float[Array, 'b']:
+  ) -> Float[Array, ' b']:
     group = self.group if group is None else group
     return self.discriminator.apply({'params': params}, x, group)
 
@@ -196,14 +196,14 @@ class StyleGan2(Drawing):
 
   def path_lengths(
     self, params: PyTree, w: Styles, noises: Noises, y: Images
-  ) -> Float[Array, 'b']:
+  ) -> Float[Array, ' b']:
     """J, for y of N(0, 1)."""
     y = y / math.sqrt(y.shape[1] * y.shape[2])
     total = lambda w: (self.draw(params, w, noises) * y).sum()
     gradient = jax.grad(total)(w)
     return jnp.sqrt(jnp.square(gradient).sum(-1).mean(-1))
 
-  def path_penalty(self, lengths: Float[Array, 'b'], mean: Float[Array, '']):
+  def path_penalty(self, lengths: Float[Array, ' b'], mean: Float[Array, '']):
     """mean (J - a)^2, and the new a."""
     mean = mean + self.train.path_decay * (lengths.mean() - mean)
     return jnp.square(lengths - mean).mean(), mean

@@ -53,7 +53,7 @@ def resample(
 
 
 def sums(
-  statistics: Statistics, groups: Int[np.ndarray, 'n'], count: int
+  statistics: Statistics, groups: Int[np.ndarray, ' n'], count: int
 ) -> Float[np.ndarray, 'count d']:
   """Statistics of examples, added up by the number of their group."""
   total = np.zeros((count, statistics.shape[1]))
@@ -65,7 +65,7 @@ def resampled(
   statistics: Statistics,
   measure: Callable[[np.ndarray], np.ndarray],
   counts: Int[np.ndarray, 'resamples groups'],
-) -> Float[np.ndarray, 'resamples *m']:
+) -> Float[np.ndarray, '  resamples *m']:
   """The measure of every resample, in blocks that fit the memory."""
   statistics = np.asarray(statistics, np.float64)
   rows = max(1, BLOCK // max(statistics.shape[1], 1))
@@ -79,7 +79,7 @@ def resampled(
   return np.concatenate(parts)
 
 
-def band(values: Float[np.ndarray, 'resamples *m']):
+def band(values: Float[np.ndarray, '  resamples *m']):
   """Low and high ends over resamples, undefined ones left out."""
   tail = (1 - LEVEL) / 2
   kept = values[~np.isnan(values.reshape(len(values), -1)).any(axis=1)]
@@ -92,7 +92,7 @@ def band(values: Float[np.ndarray, 'resamples *m']):
 
 def interval(
   value: float,
-  values: Float[np.ndarray, 'resamples'],
+  values: Float[np.ndarray, ' resamples'],
   n: int,
   positives: int,
   groups: int,

@@ -23,9 +23,9 @@ def frechet_of_streams(a: Moments, b: Moments) -> float:
 
 
 def frechet_of_moments(
-  mean_a: Float[np.ndarray, 'd'],
+  mean_a: Float[np.ndarray, ' d'],
   covariance_a: Float[np.ndarray, 'd d'],
-  mean_b: Float[np.ndarray, 'd'],
+  mean_b: Float[np.ndarray, ' d'],
   covariance_b: Float[np.ndarray, 'd d'],
 ) -> float:
   """|ma - mb|^2 + tr(Ca + Cb - 2 (Ca Cb)^1/2).

@@ -41,9 +41,9 @@ COARSE = 64  # Every so many thresholds are looked at first.
 class Curve(NamedTuple):
   """By rising threshold; the last point is 0 and 0, at the threshold inf."""
 
-  false_positives: Float[np.ndarray, 'points']
-  sensitivity: Float[np.ndarray, 'points']
-  thresholds: Float[np.ndarray, 'points']
+  false_positives: Float[np.ndarray, ' points']
+  sensitivity: Float[np.ndarray, ' points']
+  thresholds: Float[np.ndarray, ' points']
 
 
 class _Events(NamedTuple):
@@ -54,10 +54,10 @@ class _Events(NamedTuple):
   would count if it were compared in float64.
   """
 
-  thresholds: Float[np.ndarray, 't']
+  thresholds: Float[np.ndarray, ' t']
   false: tuple[np.ndarray, np.ndarray]
   true: tuple[np.ndarray, np.ndarray]
-  own: Int[np.ndarray, 'true']
+  own: Int[np.ndarray, ' true']
 
 
 def curve(slides: Sequence[Hits], strict: bool = False) -> Curve:
@@ -81,7 +81,7 @@ def curve(slides: Sequence[Hits], strict: bool = False) -> Curve:
 
 def sensitivity_at(
   points: Curve, rates: Sequence[float] = RATES
-) -> Float[np.ndarray, 'rates']:
+) -> Float[np.ndarray, ' rates']:
   """At so many false positives per slide; their mean is the score."""
   rising = (part[::-1] for part in points[:2])
   return np.interp(rates, *rising)
@@ -189,7 +189,7 @@ def _events(slides: Sequence[Hits], strict: bool) -> _Events:
   return _Events(values, (of_false, _place(values, false)), (of_true, at), own)
 
 
-def _lowest(events: _Events, slides: int) -> Int[np.ndarray, 'slides']:
+def _lowest(events: _Events, slides: int) -> Int[np.ndarray, ' slides']:
   """The place of each slide's own lowest confidence; -1 if it has none."""
   lowest = np.full(slides, -1)
   np.maximum.at(lowest, *events.false)
@@ -203,12 +203,12 @@ def _joined(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   return np.concatenate(parts), slide
 
 
-def _place(falling: np.ndarray, values: np.ndarray) -> Int[np.ndarray, 'n']:
+def _place(falling: np.ndarray, values: np.ndarray) -> Int[np.ndarray, ' n']:
   """The first of the falling numbers that is not above each value."""
   return np.searchsorted(-falling, -values)
 
 
-def _official_order(slides, thresholds) -> Int[np.ndarray, 'n']:
+def _official_order(slides, thresholds) -> Int[np.ndarray, ' n']:
   """Places of the thresholds as the script sorts them.
 
   It sorts a set of Python's floats and NumPy's float32, which compare in

@@ -16,8 +16,8 @@ EXACT_BINS = 2048  # As many distinct scores are kept apart.
 
 
 def places(
-  scores: Float[np.ndarray, 'n'], exact: int = EXACT_BINS, bins: int = BINS
-) -> tuple[Int[np.ndarray, 'n'], int]:
+  scores: Float[np.ndarray, ' n'], exact: int = EXACT_BINS, bins: int = BINS
+) -> tuple[Int[np.ndarray, ' n'], int]:
   """The bin of each score, and how many bins there are."""
   values, place, count = np.unique(
     scores, return_inverse=True, return_counts=True
@@ -27,8 +27,8 @@ def places(
 
 
 def merged(
-  count: Int[np.ndarray, 'values'], exact: int = EXACT_BINS, bins: int = BINS
-) -> Int[np.ndarray, 'values']:
+  count: Int[np.ndarray, ' values'], exact: int = EXACT_BINS, bins: int = BINS
+) -> Int[np.ndarray, ' values']:
   """The bin of each distinct value, given how often each occurs."""
   if len(count) <= exact:
     return np.arange(len(count))
@@ -38,10 +38,10 @@ def merged(
 
 
 def statistics(
-  labels: Bool[np.ndarray, 'n'],
-  place: Int[np.ndarray, 'n'],
+  labels: Bool[np.ndarray, ' n'],
+  place: Int[np.ndarray, ' n'],
   bins: int,
-  groups: Int[np.ndarray, 'n'],
+  groups: Int[np.ndarray, ' n'],
   count: int,
 ) -> Float[np.ndarray, 'groups d']:
   """Both histograms of every group."""
@@ -125,7 +125,7 @@ def _counts_at(counts: Falling, cut) -> tuple[np.ndarray, ...]:
 
 
 def roc_on_grid(
-  counts: Falling, grid: Float[np.ndarray, 'g']
+  counts: Falling, grid: Float[np.ndarray, ' g']
 ) -> Float[np.ndarray, 'r g']:
   """True positive rates at false positive rates, ties joined by lines.
 
@@ -139,7 +139,7 @@ def roc_on_grid(
 
 
 def precision_on_grid(
-  counts: Falling, grid: Float[np.ndarray, 'g']
+  counts: Falling, grid: Float[np.ndarray, ' g']
 ) -> Float[np.ndarray, 'r g']:
   """Precision of the highest cut that reaches each recall."""
   found = np.full((len(counts.false), len(grid)), np.nan)

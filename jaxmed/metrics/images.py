@@ -23,11 +23,11 @@ ORACLES = (
 class Sample:
   """What is tested: the labels, whose images they are, and the resamples."""
 
-  labels: Bool[np.ndarray, 'n']
-  groups: Int[np.ndarray, 'n']
+  labels: Bool[np.ndarray, ' n']
+  groups: Int[np.ndarray, ' n']
   counts: Int[np.ndarray, 'resamples groups']
 
-  def where(self, kept: Bool[np.ndarray, 'n']) -> 'Sample':
+  def where(self, kept: Bool[np.ndarray, ' n']) -> 'Sample':
     """The same resamples of fewer examples."""
     return Sample(self.labels[kept], self.groups[kept], self.counts)
 
@@ -54,7 +54,7 @@ def sample(labels, groups, resamples: int, seed: int) -> Sample:
   return Sample(np.asarray(labels).astype(bool), number, counts)
 
 
-def threshold(normals: Float[np.ndarray, 'n'], quantile: float) -> float:
+def threshold(normals: Float[np.ndarray, ' n'], quantile: float) -> float:
   """The quantile of validation normals; NaN without any."""
   normals = normals[np.isfinite(normals)]
   return float(np.quantile(normals, quantile)) if len(normals) else np.nan
@@ -64,8 +64,8 @@ def threshold(normals: Float[np.ndarray, 'n'], quantile: float) -> float:
 class Resampled:
   """What does not depend on a threshold from outside, of every resample."""
 
-  auroc: Float[np.ndarray, 'resamples']
-  ap: Float[np.ndarray, 'resamples']
+  auroc: Float[np.ndarray, ' resamples']
+  ap: Float[np.ndarray, ' resamples']
   oracle: Float[np.ndarray, 'resamples 4']
   tpr: Float[np.ndarray, 'resamples g'] | None
   precision: Float[np.ndarray, 'resamples g'] | None

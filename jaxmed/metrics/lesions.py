@@ -50,7 +50,7 @@ class Hits(NamedTuple):
     lesions: how many were to be found, ITC left out.
   """
 
-  false: Float[np.ndarray, 'false']
+  false: Float[np.ndarray, ' false']
   best: Float[np.ndarray, 'regions']
   kept: Int[np.ndarray, 'regions']
   lesions: int
@@ -157,7 +157,7 @@ def hits(
   )
 
 
-def _labels_at(labels, places, downsample) -> Int[np.ndarray, 'n']:
+def _labels_at(labels, places, downsample) -> Int[np.ndarray, ' n']:
   """Of places (x, y) in level 0; 0 beyond the mask."""
   column, row = np.floor(places.T / downsample).astype(np.int64)
   height, width = labels.shape

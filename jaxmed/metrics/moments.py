@@ -47,7 +47,7 @@ class Moments:
     self.count = count
 
   @property
-  def mean(self) -> Float[np.ndarray, 'd']:
+  def mean(self) -> Float[np.ndarray, ' d']:
     self._need(1)
     return self._mean
 

@@ -28,7 +28,7 @@ class ProCurve(NamedTuple):
 
 def region_weights(
   masks: Masks, connectivity: int
-) -> tuple[Float[np.ndarray, 'n h w'], Int[np.ndarray, 'n']]:
+) -> tuple[Float[np.ndarray, 'n h w'], Int[np.ndarray, ' n']]:
   """1 / (area of its region) for every defect pixel, and regions per image.
 
   The mean overlap at a threshold is the sum of the weights found, divided by

@@ -22,7 +22,7 @@ class Measured:
   """A metric, and what it is in every resample; NaN where not defined."""
 
   value: float
-  many: Float[np.ndarray, 'resamples']
+  many: Float[np.ndarray, ' resamples']
   reason: str = ''  # Why there is no value.
 
   @property
@@ -84,7 +84,7 @@ def difference(one: Measured, other: Measured, groups: int) -> Difference:
   return Difference(value, float(low), float(high), p)
 
 
-def holm(p: Sequence[float]) -> Float[np.ndarray, 'n']:
+def holm(p: Sequence[float]) -> Float[np.ndarray, ' n']:
   """Holm's p-values of several comparisons; NaN counts for none.
 
   The smallest is multiplied by their number, the next by one less, and none

@@ -18,7 +18,7 @@ BLUR = 1.3  # Sigma in px, about what a small autoencoder keeps.
 JPEG_QUALITY = 80
 
 
-def trivial(images: Images) -> dict[str, Float[np.ndarray, 'b']]:
+def trivial(images: Images) -> dict[str, Float[np.ndarray, ' b']]:
   """Every baseline of each image, on the scale of images in [0, 1]."""
   images = np.asarray(images)
   unit = images.astype(np.float64) / np.iinfo(images.dtype).max

@@ -86,7 +86,7 @@ class Discriminator(nn.Module):
   @nn.compact
   def __call__(
     self, x: Map, train: bool = False, valid: Valid = None
-  ) -> Float[Array, 'b']:
+  ) -> Float[Array, ' b']:
     for i in range(4):
       x = _halved(x, self.width * 2**i, self.dtype, f'd_h{i}_conv')
       if i:

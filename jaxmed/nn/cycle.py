@@ -158,7 +158,7 @@ def update(
   state: State,
   images: Both,
   keys: Mapping[str, Keys],
-  valid: Mapping[str, Bool[Array, 'b']],
+  valid: Mapping[str, Bool[Array, ' b']],
 ) -> tuple[State, Scalars]:
   """One update of the generators, then one of the discriminators.
 

@@ -52,8 +52,8 @@ class Discriminator(nn.Module):
     self,
     x: Images,
     train: bool = False,
-    valid: Bool[Array, 'b'] | None = None,
-  ) -> tuple[Float[Array, 'b'], Float[Array, 'b f']]:
+    valid: Bool[Array, ' b'] | None = None,
+  ) -> tuple[Float[Array, ' b'], Float[Array, 'b f']]:
     for i, width in enumerate(self.widths):
       x = _convolution(width, 2, 1, self.dtype, f'down_{i}')(x)
       if i:

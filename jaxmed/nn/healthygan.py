@@ -52,7 +52,7 @@ class Generator(nn.Module):
   def __call__(
     self,
     x: Images,
-    valid: Bool[Array, 'n *k'] | None = None,
+    valid: Bool[Array, '  n *k'] | None = None,
     running: bool = False,
   ) -> Raw:
     number = 0

@@ -23,7 +23,7 @@ class History:
   """Kept images of each place of the batch, and how many they are."""
 
   images: Float[Array, 'b n h w c']
-  count: Int[Array, 'b']
+  count: Int[Array, ' b']
 
   @classmethod
   def empty(
@@ -34,7 +34,7 @@ class History:
     return cls(jnp.zeros((batch, each, *image)), jnp.zeros((batch,), jnp.int32))
 
   def exchange(
-    self, keys: Key[Array, 'b'], made: Images, valid: Bool[Array, 'b']
+    self, keys: Key[Array, ' b'], made: Images, valid: Bool[Array, ' b']
   ) -> tuple['History', Images]:
     """The history with the images that were made, and those to be shown.
 

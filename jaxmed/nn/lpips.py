@@ -64,7 +64,7 @@ class Lpips(nn.Module):
         for i, w in enumerate(published_heads(self.kind))
       ]
 
-  def __call__(self, x: Images, y: Images) -> Float[Array, 'b']:
+  def __call__(self, x: Images, y: Images) -> Float[Array, ' b']:
     return total(self.layers(x, y))
 
   def spatial(self, x: Images, y: Images) -> Float[Array, 'b h w']:
@@ -90,7 +90,7 @@ class Lpips(nn.Module):
     """u_l: what `against` needs of images that stay the same."""
     return [unit_length(feature) for feature in self.features(images).values()]
 
-  def against(self, kept, y: Images) -> Float[Array, 'b']:
+  def against(self, kept, y: Images) -> Float[Array, ' b']:
     """d of images whose `kept` is given, which are not seen again."""
     total = 0
     for i, (ours, theirs) in enumerate(zip(kept, self.kept(y), strict=True)):
@@ -108,7 +108,7 @@ class Lpips(nn.Module):
     }
 
 
-def total(maps: Maps) -> Float[Array, 'b']:
+def total(maps: Maps) -> Float[Array, ' b']:
   return sum(d.mean(axis=(1, 2)) for d in maps)
 
 

@@ -91,7 +91,7 @@ class InstanceNorm(nn.Module):
   def __call__(
     self,
     x: Features,
-    valid: Bool[Array, 'n *k'] | None = None,
+    valid: Bool[Array, '  n *k'] | None = None,
     running: bool = False,
   ) -> Features:
     width = x.shape[-1:]
@@ -133,12 +133,12 @@ class InstanceNorm(nn.Module):
 class Moments(NamedTuple):
   """Of each channel of a batch, and of how many pixels they are."""
 
-  mean: Float[Array, 'c']
-  variance: Float[Array, 'c']  # Biased.
+  mean: Float[Array, ' c']
+  variance: Float[Array, ' c']  # Biased.
   count: Float[Array, '']
 
   @classmethod
-  def of(cls, x: Features, valid: Bool[Array, 'b'] | None = None) -> 'Moments':
+  def of(cls, x: Features, valid: Bool[Array, ' b'] | None = None) -> 'Moments':
     """Of the valid images of a batch."""
     x = wide(x)
     height, width = x.shape[1:3]
@@ -170,7 +170,7 @@ class BatchNorm(nn.Module):
     self,
     x: Features,
     train: bool = False,
-    valid: Bool[Array, 'b'] | None = None,
+    valid: Bool[Array, ' b'] | None = None,
     moments: Moments | None = None,
   ) -> Features:
     """`moments` are the batch's where they are known already."""

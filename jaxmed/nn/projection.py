@@ -40,9 +40,9 @@ SEED = 123  # Of the latents whose mean is the start; the original's.
 Latents = Float[Array, 'b d'] | Float[Array, 'b l d']  # One, or one a layer.
 Noise = tuple[Float[Array, 'b _h _w 1'], ...]
 Scalar = Float[Array, ''] | float
-Terms = dict[str, Float[Array, 'b']]
+Terms = dict[str, Float[Array, ' b']]
 Render = Callable[[Latents, Noise], Images]  # Signed: in [-1, 1], about.
-Distance = Callable[[Images], Float[Array, 'b']]
+Distance = Callable[[Images], Float[Array, ' b']]
 
 
 @struct.dataclass
@@ -58,7 +58,7 @@ class Found:
 
   free: dict[str, PyTree]
   moments: PyTree
-  mean: Float[Array, 'd']
+  mean: Float[Array, ' d']
   sigma: Float[Array, '']
   target: Any = ()
 
@@ -78,13 +78,13 @@ def jitter(
   return sigma * scale * jnp.square(jnp.maximum(0.0, 1 - t / until))
 
 
-def statistics(w: Float[Array, 'n d']) -> tuple[Float[Array, 'd'], Scalar]:
+def statistics(w: Float[Array, 'n d']) -> tuple[Float[Array, ' d'], Scalar]:
   """The mean of latents, and sigma: their root mean square distance to it."""
   mean = w.mean(axis=0)
   return mean, jnp.sqrt(jnp.square(w - mean[None]).sum() / len(w))
 
 
-def noise_penalty(noise: Noise) -> Float[Array, 'b']:
+def noise_penalty(noise: Noise) -> Float[Array, ' b']:
   """R: how far each image's maps are from noise without any structure."""
   return sum(_correlation(level) for v in noise for level in _pyramid(v))
 
@@ -110,7 +110,7 @@ def reduce(images: Images) -> Images:
 
 
 def normal(
-  keys: Key[Array, 'b'], shape: tuple[int, ...]
+  keys: Key[Array, ' b'], shape: tuple[int, ...]
 ) -> Float[Array, '...']:
   """N(0, 1) of a shape, for every key."""
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
@@ -127,7 +127,7 @@ class Projector:
     self,
     w: Latents,
     noise: Noise,
-    mean: Float[Array, 'd'],
+    mean: Float[Array, ' d'],
     sigma: Float[Array, ''],
     target: Any = (),
   ) -> Found:
@@ -148,7 +148,7 @@ class Projector:
     x: Images,
     render: Render,
     distance: Distance,
-  ) -> tuple[Float[Array, 'b'], Terms]:
+  ) -> tuple[Float[Array, ' b'], Terms]:
     """L of every image x in [-1, 1], and its terms."""
     y = reduce(render(free['w'] + e, free['noise']))
     terms = {
@@ -193,7 +193,7 @@ def _pyramid(v: Float[Array, 'b h w 1']):
     yield v
 
 
-def _correlation(v: Float[Array, 'b h w 1']) -> Float[Array, 'b']:
+def _correlation(v: Float[Array, 'b h w 1']) -> Float[Array, ' b']:
   """With its neighbours on two sides, around the edges."""
   products = (v * jnp.roll(v, 1, axis=axis) for axis in (1, 2))
   return sum(jnp.square(p.mean(axis=(1, 2, 3))) for p in products)

@@ -180,7 +180,7 @@ class Projection:
     z = jax.random.normal(jax.random.key(projection.SEED), shape)
     return projection.statistics(self.gan.map(_generator(state), z))
 
-  def _noise(self, key: RandomKey, rows: Int[Array, 'b']) -> Noise:
+  def _noise(self, key: RandomKey, rows: Int[Array, ' b']) -> Noise:
     keys = row_keys(jax.random.fold_in(key, 0), rows)
     of_layer = lambda i: jax.vmap(lambda one: jax.random.fold_in(one, i))(keys)
     return tuple(

@@ -56,7 +56,7 @@ class Comparison:
 
   def __call__(
     self, frozen: Mapping[str, PyTree], x: Images, y: Images
-  ) -> tuple[dict[str, Float[Array, 'b']], dict[str, Float[Array, 'b h w']]]:
+  ) -> tuple[dict[str, Float[Array, ' b']], dict[str, Float[Array, 'b h w']]]:
     """Scores and maps of images in [0, 1] and their reconstructions."""
     plain = lambda names: [name for name in names if name != PART]
     scores = compare(x, y, plain(self._names))

@@ -77,7 +77,7 @@ class Staged(nn.Module):
     self,
     x: Float[Array, 'b h w c'],
     train: bool = False,
-    valid: Bool[Array, 'b'] | None = None,
+    valid: Bool[Array, ' b'] | None = None,
   ) -> Features:
     """Features; in training, norms see the valid images of the batch alone."""
     try:

@@ -322,7 +322,7 @@ def group_of(batch: int, group: int) -> int:
   return size
 
 
-def deviation(x: Map, group: int) -> Float[Array, 'b']:
+def deviation(x: Map, group: int) -> Float[Array, ' b']:
   """Of each image: how much the images of its group differ, on the average.
 
   Image j is in a group with j + b/n, j + 2 b/n ..., of n = min(group, b). All
@@ -342,7 +342,7 @@ class Discriminator(nn.Module):
   dtype: jnp.dtype | None = None
 
   @nn.compact
-  def __call__(self, x: Map, group: int) -> Float[Array, 'b']:
+  def __call__(self, x: Map, group: int) -> Float[Array, ' b']:
     x = self.features(x)
     apart = deviation(x, group)[:, None, None, None].astype(x.dtype)
     apart = jnp.broadcast_to(apart, (*x.shape[:3], 1))

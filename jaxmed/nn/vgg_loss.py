@@ -39,7 +39,7 @@ class VggLoss(nn.Module):
   def setup(self):
     nn.share_scope(self, self.network)
 
-  def __call__(self, x: Images, y: Images) -> Float[Array, 'b']:
+  def __call__(self, x: Images, y: Images) -> Float[Array, ' b']:
     """Of images in [0, 1], gray or RGB."""
     # In turns, so that every device keeps the examples it has.
     both = jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])

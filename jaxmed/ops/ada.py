@@ -263,7 +263,7 @@ def _colours_only(s: Scalar) -> Colour:
   return jnp.ones((4, 4)).at[:3, :3].set(s)
 
 
-def _places(place: Place, along: Float[Array, 'n']) -> Float[Array, '2 n n']:
+def _places(place: Place, along: Float[Array, ' n']) -> Float[Array, '2 n n']:
   """Rows and columns, from the middle, at which the output's pixels lie."""
   x, y = along[None, :], along[:, None]
   columns, rows = (g[0] * x + g[1] * y + g[2] for g in place[:2])

@@ -17,9 +17,9 @@ LEAST = 1e-3  # Slope, of the log-odds' own size.
 
 
 def fit(
-  log_odds: Float[Array, 'n'],
-  label: Int[Array, 'n'],
-  valid: Bool[Array, 'n'],
+  log_odds: Float[Array, ' n'],
+  label: Int[Array, ' n'],
+  valid: Bool[Array, ' n'],
   offset: bool = True,
   balanced: bool = False,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:

@@ -35,7 +35,7 @@ def gray(x: Image) -> Float[Array, 'b h w 1']:
 
 def compare(
   x: Image, y: Image, names: Iterable[str]
-) -> dict[str, Float[Array, 'b']]:
+) -> dict[str, Float[Array, ' b']]:
   """The named scores of every image; only those are computed."""
   return {name: _find(SCORES, 'score', name)(x, y) for name in names}
 

@@ -12,7 +12,7 @@ LEAST = 1e-8  # Of a norm.
 Map = Float[Array, 'b h w c']
 
 
-def of_images(x: Map, y: Map) -> Float[Array, 'b']:
+def of_images(x: Map, y: Map) -> Float[Array, ' b']:
   """One cosine an image, of all its numbers in a row."""
   return _cosine(x, y, (1, 2, 3))
 

@@ -105,14 +105,14 @@ def project(
 
 def draw(
   key: Key[Array, ''], valid: Bool[Array, '*n'], count: int
-) -> Int[Array, 'k']:
+) -> Int[Array, ' k']:
   """Indices of `count` different valid rows, drawn at random."""
   chance = jnp.where(valid, jax.random.uniform(key, valid.shape), -1.0)
   return jax.lax.top_k(chance.reshape(-1), count)[1]
 
 
 def rows(
-  bank: Float[Array, '*n c'], index: Int[Array, 'k']
+  bank: Float[Array, '*n c'], index: Int[Array, ' k']
 ) -> Float[Array, 'k c']:
   """The bank's rows with these indices, wherever they are."""
   return bank[jnp.unravel_index(index, bank.shape[:-1])]
@@ -122,8 +122,8 @@ def coreset(
   points: Float[Array, '*n c'],
   valid: Bool[Array, '*n'],
   count: int,
-  starts: Int[Array, 's'] | None = None,
-) -> Int[Array, 'k']:
+  starts: Int[Array, ' s'] | None = None,
+) -> Int[Array, ' k']:
   """Greedy k-centre: each pick is the point furthest from those before it.
 
   Without `starts` the first pick is the row of largest norm in the matrix of

@@ -38,7 +38,7 @@ def ssim(
   sigma: float = SIGMA,
   sample_covariance: bool = False,
   constants: tuple[float, float] = CONSTANTS,
-) -> Float[Array, 'b']:
+) -> Float[Array, ' b']:
   """The mean of the map where the whole window fits, of each image."""
   x, y = _checked(x, y, sigma)
   height, width, channels = x.shape[1:]
@@ -122,7 +122,7 @@ def structure_map(
 
 def structure(
   x: Image, y: Image, data_range: float = 1.0, sigma: float = SIGMA
-) -> Float[Array, 'b']:
+) -> Float[Array, ' b']:
   """The mean of the structure term where the whole window fits."""
   return structure_map(x, y, data_range, sigma).mean(axis=(1, 2, 3))
 
@@ -135,7 +135,7 @@ def ms_ssim(
   normalize: str | None = 'relu',
   sigma: float = SIGMA,
   constants: tuple[float, float] = CONSTANTS,
-) -> Float[Array, 'b']:
+) -> Float[Array, ' b']:
   """Multi-scale SSIM (Wang et al. 2003), as torchmetrics computes it.
 
   Contrast and structure at every scale but the last, where SSIM itself is
@@ -201,7 +201,7 @@ def _correction(window: Sequence[float], sample_covariance: bool) -> float:
   return count / (count - 1) if sample_covariance else 1.0
 
 
-def _contrast(x, y, data_range, sigma, constants) -> Float[Array, 'b']:
+def _contrast(x, y, data_range, sigma, constants) -> Float[Array, ' b']:
   moments = _moments(x, y, sigma, 'valid')
   c2 = (constants[1] * data_range) ** 2
   variances = moments.variance_x + moments.variance_y

@@ -68,7 +68,7 @@ def _close(batches: list[grain.DatasetIterator]) -> None:
 
 def open_cohort(
   records: Records,
-  rows: Int32[np.ndarray, 'n'],
+  rows: Int32[np.ndarray, ' n'],
   sharding: jax.sharding.Sharding,
   batch: int,
   skip: int,
@@ -123,8 +123,8 @@ def open_cohort(
 class _Block:
   """Examples to read: their rows, -1 for padding, and where they stand."""
 
-  rows: Int32[np.ndarray, 'b']
-  positions: Int64[np.ndarray, 'b']  # In the order of all examples.
+  rows: Int32[np.ndarray, ' b']
+  positions: Int64[np.ndarray, ' b']  # In the order of all examples.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Order:
   numbers took longer than to decode a small image.
   """
 
-  rows: Int32[np.ndarray, 'n']
+  rows: Int32[np.ndarray, ' n']
   size: int  # Of a block.
   batch: int  # Of all blocks that are one global batch.
   seed: int

@@ -33,7 +33,7 @@ from jaxmed.ops import colour
 from jaxmed.pipeline.frame import read_image
 
 Fitted = colour.Stain | colour.Statistics
-Normalise = Callable[[Images], tuple[Images, Bool[jax.Array, 'b']]]
+Normalise = Callable[[Images], tuple[Images, Bool[jax.Array, ' b']]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Kind:
   """A way to normalise."""
 
   fit: Callable[[Any], Fitted]
-  normalise: Callable[..., tuple[Images, Bool[jax.Array, 'b']]]
+  normalise: Callable[..., tuple[Images, Bool[jax.Array, ' b']]]
   standard: Fitted
 
 
