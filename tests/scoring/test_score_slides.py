@@ -497,6 +497,16 @@ def test_other_settings_are_not_mixed(scored, folder, slides, tmp_path):
     score_files.score_folder(folder, slides, None, scored, 0.5)
 
 
+def test_a_run_that_was_moved_goes_on(
+  scored, loaded, folder, slides, tmp_path, monkeypatch
+):
+  (tmp_path / 'moved').symlink_to(folder)
+  monkeypatch.setattr(loaded, 'folder', tmp_path / 'moved')
+  assert score(folder, slides, scored)[1] == 0
+  settled = workdir.read_json(scored / score_files.SETTLED)
+  assert settled['run'] == str(tmp_path / 'moved')
+
+
 def test_a_folders_results_are_not_written_over(scored, folder, slides):
   with pytest.raises(UserError, match='of a folder of slides'):
     score_files.score_files(folder, [slides / 'a.tif'], scored, None)
