@@ -68,12 +68,12 @@ class Bank:
 
   density: Float32[np.ndarray, 'count side side']
   coverage: Float32[np.ndarray, 'count side side']
-  angle: Float[np.ndarray, 'count']
+  angle: Float[np.ndarray, ' count']
 
   def __len__(self) -> int:
     return len(self.angle)
 
-  def along(self, angle: Float[np.ndarray, 'n']) -> Int[np.ndarray, 'n']:
+  def along(self, angle: Float[np.ndarray, ' n']) -> Int[np.ndarray, ' n']:
     """The nucleus whose long axis comes next to each angle."""
     return np.searchsorted(self.angle, angle % np.pi) % len(self)
 
@@ -128,8 +128,8 @@ def paste(
   plane: Float32[np.ndarray, 'height width'],
   bank: Bank,
   points: Float[np.ndarray, 'n 2'],
-  which: Int[np.ndarray, 'n'],
-  strength: Float[np.ndarray, 'n'],
+  which: Int[np.ndarray, ' n'],
+  strength: Float[np.ndarray, ' n'],
   mpp: float,
 ) -> None:
   """Lays nuclei over a plane of haematoxylin at (y, x) in micrometres.

@@ -20,8 +20,8 @@ Plane = Float32[np.ndarray, 'height width']
 class Frame:
   """A raster of places: pixel (i, j) lies at (y[i], x[j]), in micrometres."""
 
-  y: Float64[np.ndarray, 'height']
-  x: Float64[np.ndarray, 'width']
+  y: Float64[np.ndarray, ' height']
+  x: Float64[np.ndarray, ' width']
   mpp: float
   # Fields' weights of the columns, which are the same for every band.
   kept: dict = dataclasses.field(default_factory=dict, repr=False)
@@ -210,6 +210,6 @@ def thinned(
   rng: np.random.Generator,
   points: Float64[np.ndarray, 'points 2'],
   probability: np.ndarray | float,
-) -> Bool[np.ndarray, 'points']:
+) -> Bool[np.ndarray, ' points']:
   """Which points stay, each with its own probability."""
   return rng.random(len(points)) < probability

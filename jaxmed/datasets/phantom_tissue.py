@@ -219,7 +219,7 @@ class Ground:
 
   stream: tuple[Field, Field, Field]
   slope: tuple[float, float]
-  table: Float[np.ndarray, 'entries']
+  table: Float[np.ndarray, ' entries']
   web: Field
   fine: Grain
 

@@ -25,7 +25,7 @@ _ORDERS = {
 _EXAMPLE = "label == 0 and tissue >= 0.9 and split in ('train', 'validation')"
 
 
-def select(query: str, table: pa.Table) -> Bool[np.ndarray, 'n']:
+def select(query: str, table: pa.Table) -> Bool[np.ndarray, ' n']:
   """Which rows of the table the query picks; the empty query picks all."""
   if not query.strip():
     return np.ones(len(table), bool)

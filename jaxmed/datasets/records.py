@@ -104,7 +104,7 @@ class Records:
       self._kept.update(zip(missing, found, strict=True))
     return [self._kept[row] for row in rows]
 
-  def _read(self, rows: Int64[np.ndarray, 'n']) -> list[Encoded]:
+  def _read(self, rows: Int64[np.ndarray, ' n']) -> list[Encoded]:
     """From the disk, each shard's with one call."""
     shards = np.searchsorted(self._starts, rows, side='right') - 1
     found: list[Encoded | None] = [None] * len(rows)

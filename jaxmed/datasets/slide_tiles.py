@@ -103,11 +103,11 @@ class Tiles:
     draw: place in the order in which tiles were drawn; -1: they were not.
   """
 
-  x: Int32[np.ndarray, 'n']
-  y: Int32[np.ndarray, 'n']
-  tissue: Float32[np.ndarray, 'n']
-  lesion: Float32[np.ndarray, 'n']
-  draw: Int32[np.ndarray, 'n']
+  x: Int32[np.ndarray, ' n']
+  y: Int32[np.ndarray, ' n']
+  tissue: Float32[np.ndarray, ' n']
+  lesion: Float32[np.ndarray, ' n']
+  draw: Int32[np.ndarray, ' n']
 
   def __len__(self) -> int:
     return len(self.x)
@@ -174,7 +174,7 @@ def survey(
 
 def _fwrd_places(
   polygons: list[annotations.Polygon], mask: grid.Mask, side: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, 'n']]:
+) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, ' n']]:
   """x, y and whether they are in the tumour, or in the tissue beside it.
 
   A tile of the latter may touch an outline with its border: then it is neither
@@ -198,10 +198,10 @@ def _fwrd_places(
 def _near_lesion(
   slide: reader.Slide,
   polygons: list[annotations.Polygon],
-  x: Int32[np.ndarray, 'n'],
-  y: Int32[np.ndarray, 'n'],
+  x: Int32[np.ndarray, ' n'],
+  y: Int32[np.ndarray, ' n'],
   side: int,
-) -> Bool[np.ndarray, 'n']:
+) -> Bool[np.ndarray, ' n']:
   """Which tiles may hold a lesion's pixel: a coarse mask, grown by one."""
   if not polygons:
     return np.zeros(len(x), bool)

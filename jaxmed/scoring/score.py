@@ -47,13 +47,13 @@ class Found:
       normalise it; if not, it was scored as it came.
   """
 
-  scores: dict[str, Float[np.ndarray, 'n']]
-  calibrated: dict[str, Float[np.ndarray, 'n']]
-  anomalous: Bool[np.ndarray, 'n']
+  scores: dict[str, Float[np.ndarray, ' n']]
+  calibrated: dict[str, Float[np.ndarray, ' n']]
+  anomalous: Bool[np.ndarray, ' n']
   maps: dict[str, Float[np.ndarray, 'n h w']]
   panels: dict[str, Float[np.ndarray, 'n h w c']]
   images: np.ndarray
-  flags: dict[str, Bool[np.ndarray, 'n']]
+  flags: dict[str, Bool[np.ndarray, ' n']]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Run:
 
   def score_slide(
     self, path: str | os.PathLike, mpp: float | None = None
-  ) -> 'SlideFound':
+  ) -> ' SlideFound':
     """Scores every tile of a slide; `mpp` is used in place of the file's.
 
     One score a tile; a blended pixel map is made where files are written.

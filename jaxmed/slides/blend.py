@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 
-def window(tile: int) -> Float32[np.ndarray, 'tile']:
+def window(tile: int) -> Float32[np.ndarray, ' tile']:
   """Hann's, sampled at pixel centres, so that it is nowhere zero."""
   return np.sin(np.pi * (np.arange(tile) + 0.5) / tile).astype(np.float32) ** 2
 
@@ -84,7 +84,7 @@ class Blend:
     self._write(self.shape[0])
     return np.memmap(self._path, np.float32, 'r', shape=self.shape)
 
-  def _firsts(self, start: int, stop: int) -> Int[np.ndarray, 'pixels']:
+  def _firsts(self, start: int, stop: int) -> Int[np.ndarray, ' pixels']:
     """Where each pixel of the map begins in what lies from start to stop."""
     step = self.downsample
     first = np.arange(start // step, -(-stop // step)) * step

@@ -52,11 +52,11 @@ class Grid:
   rows: int
 
   @property
-  def x(self) -> Int32[np.ndarray, 'columns']:
+  def x(self) -> Int32[np.ndarray, ' columns']:
     return np.arange(self.columns, dtype=np.int32) * self.stride
 
   @property
-  def y(self) -> Int32[np.ndarray, 'rows']:
+  def y(self) -> Int32[np.ndarray, ' rows']:
     return np.arange(self.rows, dtype=np.int32) * self.stride
 
 

@@ -92,8 +92,8 @@ class Plane:
   height: int
   tile_width: int
   tile_height: int
-  offsets: UInt64[np.ndarray, 'tiles']
-  counts: UInt64[np.ndarray, 'tiles']
+  offsets: UInt64[np.ndarray, ' tiles']
+  counts: UInt64[np.ndarray, ' tiles']
   tables: bytes | None
   colour: str  # In which the JPEG stores its pixels.
   sparse: bool  # Whether a tile without bytes shows the background.

@@ -97,8 +97,8 @@ def _outlines(
 
 
 def _corners(
-  points: Float64[np.ndarray, 'points 2'], lengths: Int[np.ndarray, 'lines']
-) -> tuple[Float64[np.ndarray, 'corners 2'], Int[np.ndarray, 'lines']]:
+  points: Float64[np.ndarray, 'points 2'], lengths: Int[np.ndarray, ' lines']
+) -> tuple[Float64[np.ndarray, 'corners 2'], Int[np.ndarray, ' lines']]:
   """Where the borders that lines cross meet at right angles; how many of each.
 
   All lines in a row, each of which ends with its first point. A line crosses

@@ -32,8 +32,8 @@ class Places:
   """
 
   tile: int
-  x: Int32[np.ndarray, 'places']
-  y: Int32[np.ndarray, 'places']
+  x: Int32[np.ndarray, ' places']
+  y: Int32[np.ndarray, ' places']
 
   def __len__(self) -> int:
     return len(self.x)
@@ -248,7 +248,7 @@ def _cells(size, tile: int, wanted) -> tuple[np.ndarray, ...]:
 
 def _distant(
   drawn: Iterator[Int64[np.ndarray, '2 places']], count: int, apart: int
-) -> tuple[Int32[np.ndarray, 'places'], Int32[np.ndarray, 'places']]:
+) -> tuple[Int32[np.ndarray, ' places'], Int32[np.ndarray, ' places']]:
   """The first places of which no two are nearer than `apart` in x and y.
 
   Squares of that side hold one place each, so that only the nine around a

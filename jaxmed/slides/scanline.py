@@ -58,15 +58,15 @@ class _Edges:
   ring: the ring of each; shape, sign: of each ring, its shape and 1 or -1.
   """
 
-  x: Float64[np.ndarray, 'edges']
-  y: Float64[np.ndarray, 'edges']
-  run: Float64[np.ndarray, 'edges']
-  rise: Float64[np.ndarray, 'edges']
-  first: Int64[np.ndarray, 'edges']
-  last: Int64[np.ndarray, 'edges']
-  ring: Int64[np.ndarray, 'edges']
-  shape: Int64[np.ndarray, 'rings']
-  sign: Int64[np.ndarray, 'rings']
+  x: Float64[np.ndarray, ' edges']
+  y: Float64[np.ndarray, ' edges']
+  run: Float64[np.ndarray, ' edges']
+  rise: Float64[np.ndarray, ' edges']
+  first: Int64[np.ndarray, ' edges']
+  last: Int64[np.ndarray, ' edges']
+  ring: Int64[np.ndarray, ' edges']
+  shape: Int64[np.ndarray, ' rings']
+  sign: Int64[np.ndarray, ' rings']
 
 
 def _edges(
