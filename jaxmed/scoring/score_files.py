@@ -171,9 +171,7 @@ def _settle(run: Run, out: pathlib.Path, mpp: float | None) -> None:
   }
   path = out / SETTLED
   before = workdir.read_json(path) if path.exists() else now
-  before |= {
-    'run': now['run']
-  }  # It may have moved; its calibration is its own.
+  before |= {'run': now['run']}  # It may have moved.
   if differ := workdir.differences(before, now):
     name = min(differ)
     there, here = differ[name]
