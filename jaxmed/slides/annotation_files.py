@@ -114,11 +114,11 @@ def lesion_pixels(
 ) -> Bool[np.ndarray, 'height width']:
   """Lesions of a slide of this (width, height), whatever the file's format.
 
-  Of outlines a pixel is exactly `downsample` of level 0, so that the last ones
-  may lie partly outside the slide. A mask is sampled as it is, not outlined.
+  A pixel is exactly `downsample` of level 0, so that the last ones may lie
+  partly outside the slide. A mask is sampled as it is, not outlined.
   """
   if pathlib.Path(path).suffix.lower() in MASKS:
-    return masks.read_mask(path, size, downsample).pixels
+    return masks.read_mask(path, size, downsample, exact=True).pixels
   width, height = (-(-side // downsample) for side in size)
   polygons = read_annotation(path, size)
   return rasterise(polygons, width, height, downsample=downsample)

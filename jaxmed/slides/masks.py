@@ -24,23 +24,30 @@ MARKS = (1, 255)  # ASAP writes 1, the official masks of Camelyon16 have 255.
 
 
 def read_mask(
-  path: str | os.PathLike, size: tuple[int, int], downsample: float
+  path: str | os.PathLike,
+  size: tuple[int, int],
+  downsample: float,
+  exact: bool = False,
 ) -> grid.Mask:
   """The mask of a slide of this (width, height), reduced `downsample` times.
 
   A pixel is marked where the mask is at its centre. That is looked up in the
   coarsest level of the pyramid that is as fine as what was asked for; of
-  several channels the first counts.
+  several channels the first counts. The mask's pixels span the slide; with
+  `exact` they are just `downsample` wide, and the last may lie partly beyond.
   """
   path = pathlib.Path(path)
   logging.getLogger('tifffile').setLevel(logging.CRITICAL)
   shape = tuple(math.ceil(side / downsample) for side in size[::-1])
+  span = tuple(size)
+  if exact:
+    span = shape[1] * downsample, shape[0] * downsample
   try:
     with tifffile.TiffFile(path) as tiff:
       levels = _levels(path, list(_pages(tiff)), size)
       fine = [p for p in levels if p.imagelength >= shape[0]]
       page = (fine or levels)[-1]
-      return grid.Mask(_sample(path, page, shape, size), tuple(size))
+      return grid.Mask(_sample(path, page, shape, size, span), span)
   except AnnotationError:
     raise
   except FileNotFoundError as error:
@@ -101,10 +108,14 @@ def _sample(
   page: tifffile.TiffPage,
   shape: tuple[int, int],
   size: tuple[int, int],
+  span: tuple[float, float],
 ) -> np.ndarray:
-  """Which pixels of a picture of this shape have their centre on a mark."""
-  rows = _places(shape[0], size[1], page.imagelength)
-  columns = _places(shape[1], size[0], page.imagewidth)
+  """Which pixels of a picture of this shape have their centre on a mark.
+
+  The picture spans so much of a slide of this size.
+  """
+  rows = _places(shape[0], span[1], size[1], page.imagelength)
+  columns = _places(shape[1], span[0], size[0], page.imagewidth)
   marked = np.zeros(shape, bool)
   seen = set()
 
@@ -131,15 +142,17 @@ def _sample(
   return marked
 
 
-def _places(count: int, whole: int, side: int) -> np.ndarray:
+def _places(count: int, span: float, whole: int, side: int) -> np.ndarray:
   """The pixel of a level's side at the centre of each of `count` parts.
+
+  The level's side is that of `whole` pixels of the slide, the parts' of `span`.
 
   A level that halves another leaves out what is over, so that its pixels are
   a power of two wide, not a bit more; where its side allows this, it is so.
   """
   power = 2 ** round(math.log2(whole / side))
   width = power if abs(whole / power - side) < 1 else whole / side
-  places = (np.arange(count) + 0.5) * whole / count / width
+  places = (np.arange(count) + 0.5) * span / count / width
   return np.minimum(places.astype(np.int64), side - 1)
 
 

@@ -33,6 +33,20 @@ def test_each_format_is_found_and_gives_the_same_lesion(tmp_path):
   assert annotation_files.find_annotation(tmp_path, 'slides/f.svs') is None
 
 
+@pytest.mark.parametrize('size', [(1003, 777), (1000, 671), (1024, 800)])
+def test_lesions_lie_alike_in_outlines_and_masks(tmp_path, size):
+  ring = np.array([(100.0, 50), (993, 80), (700, 660), (150, 500)])
+  annotations.write_xml(tmp_path / 'a.xml', [Polygon(ring)])
+  pixels = annotations.rasterise([Polygon(ring)], *size)
+  tifffile.imwrite(tmp_path / 'b_mask.tif', pixels.astype(np.uint8))
+  drawn, mask = (
+    annotation_files.lesion_pixels(tmp_path / name, size, 32)
+    for name in ('a.xml', 'b_mask.tif')
+  )
+  # A mask's pixel has the centre half a pixel away; it is as many at 1024.
+  assert (mask != drawn).sum() < 5 and drawn.sum() > 300
+
+
 def test_two_annotations_of_a_slide(tmp_path):
   _write_all(tmp_path)
   tifffile.imwrite(tmp_path / 'a_mask.tif', np.zeros(SIZE[::-1], np.uint8))
