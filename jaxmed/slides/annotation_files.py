@@ -41,6 +41,7 @@ def find_annotation(
     raise AnnotationError(f'There is no folder of annotations at {folder}.')
   named = [path for path in _annotations(folder) if _stem(path) == stem]
   found = [path for path in named if not path.is_dir()]
+  found.sort(key=lambda path: ENDINGS.index(path.name[len(stem) :].lower()))
   if len(found) > 1:
     raise AnnotationError(
       f'{slide} has two annotations, {found[0]} and {found[1]}; keep one of '
