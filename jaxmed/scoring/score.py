@@ -11,6 +11,7 @@ import functools
 import os
 import pathlib
 import time
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -26,6 +27,9 @@ from jaxmed.method import Batch, Info, State
 from jaxmed.pipeline import Cohort, open_cohort, read_batch, stain
 from jaxmed.training import loop, sharding
 from jaxmed.training.searching import Searching
+
+if typing.TYPE_CHECKING:  # It is built on this module.
+  from jaxmed.scoring.slide_work import SlideFound
 
 Named = dict[str, np.ndarray]
 SEARCH_SECONDS = 10.0  # Between lines that say how quick a search is.
@@ -174,12 +178,12 @@ class Run:
 
   def score_slide(
     self, path: str | os.PathLike, mpp: float | None = None
-  ) -> ' SlideFound':
+  ) -> 'SlideFound':
     """Scores every tile of a slide; `mpp` is used in place of the file's.
 
     One score a tile; a blended pixel map is made where files are written.
     """
-    from jaxmed.scoring import slide_stream  # It is built on this module.
+    from jaxmed.scoring import slide_stream  # It, too.
     from jaxmed.slides.reader import open_slide
 
     with open_slide(path, mpp) as slide:
