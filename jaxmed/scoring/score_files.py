@@ -154,6 +154,10 @@ def _score_folder(
     if annotations:
       one |= _label(annotations, one, lost)
     facts.append(one)
+  if annotations and facts and not any(one['label'] for one in facts):
+    logging.warning(
+      'No slide has an annotation in %s; all are taken for normal.', annotations
+    )
   score_slides.scan(run, out, out, facts)
   facts = sorted(facts + broken, key=lambda one: one['group'])
   score_slides.finish(run, out, facts, out, lost)

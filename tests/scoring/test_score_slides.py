@@ -698,6 +698,11 @@ def test_annotations_give_labels(folder, slides, tmp_path, caplog):
   assert len(failed) == 2
   assert any('other' in text for text in failed)
   assert any('c.xml' in text for text in failed)
+  assert 'taken for normal' not in caplog.text
+  other = tmp_path / 'nothing'
+  other.mkdir()
+  score(folder, slides, tmp_path / 'normal', annotations=other)
+  assert f'annotation in {other}; all are taken for normal' in caplog.text
 
 
 def test_a_launch_tells_of_slides_that_were_never_opened(
