@@ -86,7 +86,7 @@ def _stack(images, range) -> np.ndarray:
   ]
   arrays = [x[..., None] if x.ndim == 2 else x for x in arrays]
   shapes = {x.shape for x in arrays}
-  if len(shapes) != 1 or len(next(iter(shapes))) != 3:
+  if len(shapes) != 1 or len(shape := next(iter(shapes))) != 3 or 0 in shape:
     found = ', '.join(str(list(shape)) for shape in sorted(shapes)) or 'none'
     raise UserError(
       'Images are arrays [h, w] or [h, w, c] of one shape, or files of such; '

@@ -99,6 +99,7 @@ def test_a_network_is_loaded_once(monkeypatch):
     (lambda: random(X[0], Y), 'of one shape, but got'),
     (lambda: random([X[0], X[1, :20]], Y), r'got \[20, 20, 3\], \[24, 20, 3\]'),
     (lambda: random([], []), 'got none'),
+    (lambda: random(X[0, :0], Y[0, :0]), r'got \[0, 20, 3\]'),
     (lambda: random(X[0, 0, 0], Y[0, 0, 0]), r'got \[3\]'),
     (lambda: random(X, Y, range=(1, 0)), 'is empty'),
     (lambda: random(X, Y, network='vgg19'), "Did you mean 'vgg'"),

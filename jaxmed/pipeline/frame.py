@@ -121,11 +121,16 @@ def aligned(shape: int | tuple[int, ...], dtype: type) -> np.ndarray:
 
 
 def read_batch(
-  given: Sequence[np.ndarray | str | os.PathLike], data_config: ConfigDict
+  given: Sequence[np.ndarray | str | os.PathLike],
+  data_config: ConfigDict,
+  first: int = 0,
 ) -> Stack:
-  """Images as arrays or paths, as a batch like those of training."""
+  """Images as arrays or paths, as a batch like those of training.
+
+  `first` is the number that a user knows the first of them by.
+  """
   arrays, names = [], []
-  for number, image in enumerate(given):
+  for number, image in enumerate(given, first):
     if isinstance(image, str | os.PathLike):
       arrays.append(read_image(image))
       names.append(os.fspath(image))
@@ -151,11 +156,15 @@ def read_image(path: str | os.PathLike) -> Pixels:
     raise errors.UserError(
       f'The image {path} is unreadable: {error}.'
     ) from error
+  except OSError as error:  # A folder, or nobody lets us.
+    raise errors.UserError(
+      f'The image {path} is unreadable: {error.strerror}.'
+    ) from error
 
 
 def _checked(image: np.ndarray, number: int) -> Pixels:
   pixels = image[..., None] if image.ndim == 2 else image
-  fits = pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4)
+  fits = pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4) and pixels.size
   if not fits or pixels.dtype not in (np.uint8, np.uint16):
     raise errors.UserError(
       f'Image number {number} has shape {image.shape} and type {image.dtype}; '

@@ -8,6 +8,7 @@ found.anomalous, found.calibrated
 import collections
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import time
@@ -140,19 +141,23 @@ class Run:
 
   def score(
     self,
-    images: str | os.PathLike | Sequence[np.ndarray | str | os.PathLike],
+    images: str
+    | os.PathLike
+    | np.ndarray
+    | Iterable[np.ndarray | str | os.PathLike],
     maps: Iterable[str] | None = None,
     panels: bool = False,
   ) -> Found:
     """Scores images, given as arrays (uint8, uint16) or as files.
 
     Args:
-      images: one file or several images; each is resized and cut as the run's
-        config says of its data.
+      images: an image, as a file or an array [h, w] or [h, w, c], or several,
+        as an array [n, h, w, c] or one after another; each is resized and cut
+        as the run's config says of its data.
       maps: names of the pixel maps wanted; None gives them all.
       panels: whether to make the pictures that a report shows, too.
     """
-    if isinstance(images, str | os.PathLike):
+    if _is_one(images):
       images = [images]
     maps = self.map_names if maps is None else tuple(maps)
     parts = list(self.parts(self._batches(images), maps, panels))
@@ -172,7 +177,7 @@ class Run:
       scores[self.primary] > threshold,
       whole('pixel'),
       whole('panels'),
-      np.concatenate([part.batch.image for part in parts]),
+      _together([part.batch.image for part in parts]),
       whole('flags'),
     )
 
@@ -253,9 +258,11 @@ class Run:
     )
 
   def _batches(self, images) -> Iterator[Batch]:
-    for start in range(0, len(images), self.batch):
-      stack = read_batch(images[start : start + self.batch], self.config.data)
-      yield self.place(stack, np.arange(start, start + len(stack)))
+    images, first = iter(images), 0
+    while some := list(itertools.islice(images, self.batch)):
+      stack = read_batch(some, self.config.data, first)
+      yield self.place(stack, np.arange(first, first + len(stack)))
+      first += len(stack)
 
   def _score(self, batch: Batch, maps: tuple[str, ...], panels: bool):
     self._scored.add((maps, panels))
@@ -304,6 +311,23 @@ class Run:
   @functools.cached_property
   def _shapes(self):
     return learn.shapes(self.method, self.state, self.info, self.batch)
+
+
+def _is_one(images) -> bool:
+  """Whether a single image is given; the rows of an array are none."""
+  if isinstance(images, str | os.PathLike):
+    return True
+  shape = images.shape if isinstance(images, np.ndarray | jax.Array) else ()
+  return len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4))
+
+
+def _together(images: Sequence[np.ndarray]) -> np.ndarray:
+  """Batches as one; those of 8 bits as deep as those of 16, if any are."""
+  if len({one.dtype for one in images}) == 1:
+    return np.concatenate(images)
+  return np.concatenate(
+    [one * np.uint16(257 if one.dtype == np.uint8 else 1) for one in images]
+  )
 
 
 def _on_host(batch: Batch, scores) -> Part:

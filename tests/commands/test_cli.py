@@ -148,6 +148,32 @@ def test_the_facade_scores_calibrates_and_says_yes_or_no(run, tmp_path):
     loaded.score_slide(tmp_path / 'none.svs')
 
 
+def test_the_facade_takes_images_however_they_come(run, tmp_path):
+  loaded = jaxmed.load(run.folder)
+  dice = np.random.default_rng(3)
+  eight = dice.integers(0, 256, (9, SIDE + 4, SIDE, 3), np.uint8)
+  whole = loaded.score(eight, maps=()).scores['nearest']
+  for images in (list(eight), (image for image in eight)):
+    found = loaded.score(images, maps=()).scores['nearest']
+    np.testing.assert_array_equal(found, whole)
+  for image in (eight[0], eight[0, ..., :1], eight[0, ..., 0]):  # Not its rows.
+    assert loaded.score(image, maps=()).images.shape == (1, SIDE, SIDE, 3)
+  found = loaded.score(eight[0], maps=())
+  np.testing.assert_allclose(found.scores['nearest'], whole[:1], rtol=1e-5)
+  deep = loaded.score([*eight[:8], eight[8].astype(np.uint16) * 257], maps=())
+  np.testing.assert_allclose(deep.scores['nearest'], whole, rtol=1e-3)
+  np.testing.assert_array_equal(  # Of two batches, of 8 bits and of 16.
+    deep.images, eight[:, 2:-2].astype(np.uint16) * 257
+  )
+  for images, said in (
+    ([*eight, eight[0] / 255], 'Image number 9 has .* float64'),
+    ([eight[0, :0]], r'shape \(0, 16, 3\)'),
+    ([tmp_path], 'is unreadable: Is a directory'),
+  ):
+    with pytest.raises(UserError, match=said):
+      loaded.score(images)
+
+
 def test_a_file_that_is_no_image_is_named(run, tmp_path, capsys):
   _png(tmp_path / 'one.png', (1, 1, 3))
   whole = _png(tmp_path / 'whole.png').read_bytes()
