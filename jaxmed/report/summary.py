@@ -5,21 +5,25 @@ each in its better direction: hindsight is granted to the baseline, never to
 the method.
 """
 
+import math
 import pathlib
 
 from jaxmed.report import watched, words
 from jaxmed.report.load import Run
 
 FEW_GROUPS = 10  # A bootstrap over fewer groups says little.
+OF_SLIDES = 'phantom', 'slides', 'camelyon16'  # Data whose groups are slides.
 
 
 def unit(run: Run) -> str:
-  """What a group of the bootstrap is: slide, patient or image."""
+  """What a group of the bootstrap is: slide, patient or image.
+
+  Slides that were scored later say nothing of the run's own images.
+  """
   number = image_metrics(run).get('auroc', {})
   data = run.config.get('data', {}).get('name', '')
-  if (
-    run.slides or run.results.get('slide') or data in ('phantom', 'camelyon16')
-  ):
+  own = not run.slides_folder and (run.slides or run.results.get('slide'))
+  if own or data in OF_SLIDES:
     return 'slide'
   return 'image' if number.get('groups') == number.get('n') else 'patient'
 
@@ -87,9 +91,16 @@ def _found(run: Run, opening: str, auroc: dict, value: float) -> str:
   return (
     f'{opening} reaches an AUROC of {value:.2f} ({inside}){tested}, by its '
     f'score “{run.primary}”: of an anomalous and a normal image drawn at '
-    f'random, the anomalous one scores higher {round(value * 100)} times '
-    'in 100.'
+    f'random, the anomalous one scores higher {_times(value)} times in 100.'
   )
+
+
+def _times(value: float) -> str:
+  """Of 100, as the AUROC beside it is rounded; never always, if it is not."""
+  times = f'{100 * float(f"{value:.2f}"):.0f}'
+  if times == '100' and value < 1:
+    return 'more than 99'
+  return 'less than 1' if times == '0' and value > 0 else times
 
 
 def compared(run: Run) -> str:
@@ -130,23 +141,36 @@ def verdict(run: Run) -> dict:
   best = best_baseline(run)
   if best is None:
     return _verdict('unclear' if chance else 'good', *said)
-  limit = words.finite(best[1].get('high'))
   if value <= best[1]['value']:
     said.append(
       'A trivial baseline does as well or better: nothing here shows that '
       'the method adds anything to it.'
     )
     return _verdict('bad', *said)
-  if limit is None or low is None or low <= limit:
+  if low is None or low <= _reached(run):
     said.append(
-      'It is above the best trivial baseline, but the two intervals overlap: '
-      'this run alone does not establish a difference.'
+      'It is above every trivial baseline, but the intervals overlap: this run '
+      'alone does not establish a difference.'
     )
     return _verdict('unclear', *said)
   said.append(
     'It is above every trivial baseline, and the intervals do not overlap.'
   )
   return _verdict('unclear' if chance else 'good', *said)
+
+
+def _reached(run: Run) -> float:
+  """The highest end of all baselines' intervals, known or not."""
+  numbers = [
+    metrics.get('auroc_best_direction') or metrics.get('auroc', {})
+    for metrics in run.results.get('trivial', {}).values()
+  ]
+  ends = [
+    words.finite(number.get('high'))
+    for number in numbers
+    if words.finite(number.get('value')) is not None
+  ]
+  return math.inf if None in ends else max(ends)
 
 
 def _verdict(tone: str, *sentences: str) -> dict:

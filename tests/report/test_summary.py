@@ -1,6 +1,8 @@
 """The summary's words follow the numbers, to the method's disadvantage."""
 
+import dataclasses
 import pathlib
+import re
 
 import pytest
 
@@ -45,6 +47,31 @@ def test_verdict(auroc, other, tone, words):
   assert words in found['verdict']
 
 
+def test_every_baseline_counts_not_the_highest_alone():
+  others = {
+    'contrast': baseline(0.7, 0.65, 0.75),
+    'red': baseline(0.31, 0.05, 0.6, best=(0.69, 0.4, 0.95)),
+  }
+  found = summary(made(number(0.8, 0.78, 0.82), others))
+  assert found['tone'] == 'unclear' and 'overlap' in found['verdict']
+  del others['red']
+  assert summary(made(number(0.8, 0.78, 0.82), others))['tone'] == 'good'
+
+
+@pytest.mark.parametrize(
+  ('value', 'says'),
+  [
+    (0.855, r'of 0\.85 .* higher 85 times in 100'),
+    (0.996, 'higher more than 99 times in 100'),
+    (1.0, 'higher 100 times in 100'),
+    (0.004, 'higher less than 1 times in 100'),
+    (0.0, 'higher 0 times in 100'),
+  ],
+)
+def test_the_words_are_rounded_as_the_number_is(value, says):
+  assert re.search(says, summary(made(number(value)))['sentence'])
+
+
 def test_sentence():
   run = made(
     number(0.832, 0.781, 0.884),
@@ -74,6 +101,7 @@ def test_without_baselines_or_auroc():
   ('name', 'groups', 'expected'),
   [
     ('phantom', 7, 'slide'),
+    ('slides', 7, 'slide'),
     ('folder', 800, 'image'),
     ('folder', 30, 'patient'),
   ],
@@ -83,6 +111,10 @@ def test_what_a_group_is(name, groups, expected):
     number(0.8, 0.7, 0.9, groups=groups), config={'data': {'name': name}}
   )
   assert unit(run) == expected
+  run.results['slide'] = {'s': {'auroc': number(0.8)}}
+  assert unit(run) == 'slide'
+  later = dataclasses.replace(run, slides_folder='scored/more')
+  assert unit(later) == expected  # Of the images, not of those slides.
 
 
 def test_few_groups_are_a_caution():
