@@ -9,11 +9,11 @@ from jaxmed.report.load import LABELS, Run
 SLIDES = 24  # Shown as pictures: the highest and the lowest scored halves.
 FEW = 10  # So many slides are shown large.
 LARGE, SMALL, PANEL = 860, 560, 224  # px, of the longer side.
-RANKS = {  # What an example of this rank teaches.
-  'highest anomalous': 'Found: anomalous images with the highest scores.',
-  'lowest anomalous': 'Missed: anomalous images with the lowest scores.',
-  'highest normal': 'False alarms: normal images with the highest scores.',
-  'lowest normal': 'Plainly normal: normal images with the lowest scores.',
+RANKS = {  # Which images these are, and what one is above or below the cut.
+  'highest anomalous': ('anomalous images with the highest', True, 'found'),
+  'lowest anomalous': ('anomalous images with the lowest', False, 'missed'),
+  'highest normal': ('normal images with the highest', True, 'false alarms'),
+  'lowest normal': ('normal images with the lowest', False, 'called normal'),
 }
 RULES = {  # Columns of slides.parquet, and what they are called.
   'max': ('score.', 'max'),
@@ -123,15 +123,31 @@ def example_ranks(run: Run, pictures: Pictures, most: int | None) -> list[dict]:
   by_rank = {}
   for example in run.examples:
     by_rank.setdefault(example.get('rank', 'examples'), []).append(example)
+  shown = {
+    rank: [_example(run, pictures, row) for row in rows[:most]]
+    for rank, rows in by_rank.items()
+  }
   return [
     {
       'name': str(rank).capitalize(),
-      'says': RANKS.get(rank, ''),
-      'examples': [_example(run, pictures, row) for row in rows[:most]],
+      'says': _says(rank, examples),
+      'examples': examples,
     }
-    for rank, rows in by_rank.items()
-    if rows[:most]
+    for rank, examples in shown.items()
+    if examples
   ]
+
+
+def _says(rank: str, examples: list[dict]) -> str:
+  """What the examples of a rank teach: an extreme need not be a mistake."""
+  if rank not in RANKS:
+    return ''
+  images, above, called = RANKS[rank]
+  said = f'The {images} scores'
+  calls = [one['above'] for one in examples]
+  if None in calls:
+    return f'{said}.'
+  return f'{said}; {calls.count(above)} of these {len(calls)}: {called}.'
 
 
 def _example(run: Run, pictures: Pictures, row: dict) -> dict:
@@ -177,7 +193,9 @@ def place(run: Run, name: str, value: float | None) -> str:
   values = [words.finite(v) for v in grid.get('value') or []]
   if value is None or not values or None in values:
     return ''
-  share = int(100 * float(np.interp(value, values, grid['quantile'])))
+  # Read backwards: of many equal ones, none lies below.
+  back = -np.array(values[::-1]), -np.array(grid['quantile'][::-1])
+  share = min(99, int(-100 * np.interp(-value, *back)))
   if value > values[-1]:
     return 'above all validation normals'
   if value < values[0]:

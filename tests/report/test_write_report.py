@@ -12,6 +12,8 @@ from PIL import Image
 
 from jaxmed.errors import UserError
 from jaxmed.report import images, sections, write_report
+from jaxmed.report.gallery import place
+from jaxmed.report.load import load
 from tests.report.fabricate import OPTIONAL, change, config, number
 from tests.report.page import Page
 
@@ -216,6 +218,45 @@ def test_broken_and_missing_pictures_say_so(run):
 def test_fewer_examples_can_be_asked_for(run):
   page = read(run, examples=1)
   assert sum(a.get('class') == 'card example' for a in page.all('article')) == 4
+
+
+def test_an_extreme_is_not_called_a_mistake(run):
+  """All anomalous examples are above the threshold, two normal ones too."""
+  high = json.loads((run / 'results.json').read_text())['thresholds']
+  high = high['cycle_ssim']['value'] + 0.1
+
+  def edit(rows):
+    normal = [row for row in rows if row['rank'] == 'highest normal']
+    sick = [row for row in rows if row['label'] == 1]
+    for row in rows:
+      row['scores']['cycle_ssim'] = -1.0
+    for row in sick + normal[:2]:
+      row['scores']['cycle_ssim'] = high
+
+  change(run, 'examples.json', edit)
+  text = read(run).text
+  for said in (
+    'The anomalous images with the highest scores; 4 of these 4: found.',
+    'The anomalous images with the lowest scores; 0 of these 4: missed.',
+    'The normal images with the highest scores; 2 of these 4: false alarms.',
+    'The normal images with the lowest scores; 4 of these 4: called normal.',
+  ):
+    assert said in text
+  change(run, 'results.json', lambda v: v.pop('thresholds'))
+  assert 'The anomalous images with the lowest scores.' in read(run).text
+
+
+def test_of_equal_normals_none_lies_below(run):
+  grid = {'quantile': [0, 0.5, 1], 'value': [2.0, 2.0, 2.0]}
+  change(run, 'calibration.json', lambda v: v.update(cycle_ssim=grid))
+  loaded = load(run)
+  assert place(loaded, 'cycle_ssim', 2.0).startswith('above less than 1 %')
+  grid['value'][0] = 1.0
+  change(run, 'calibration.json', lambda v: v.update(cycle_ssim=grid))
+  assert (
+    place(load(run), 'cycle_ssim', 2.0) == 'above 50 % of validation normals'
+  )
+  assert place(load(run), 'cycle_ssim', 2.1) == 'above all validation normals'
 
 
 def test_damaged_files_are_named(run):
