@@ -38,8 +38,14 @@ def evaluate(
   primary = config.eval.primary or names[0]
   if primary not in names:
     raise errors.unknown('score', primary, names)
+  beforehand = _beforehand(folder, names) or primary
   names.sort(key=lambda name: name != primary)
   warnings = _Warnings()
+  if beforehand != primary:
+    warnings.add(
+      f'{primary} was put first when the run was evaluated again; the score '
+      f'that was named before the test is {beforehand}.'
+    )
   columns = [f'score.{name}' for name in names]
   columns += [f'trivial.{name}' for name in _names(table, 'trivial.')]
   found = {
@@ -49,6 +55,7 @@ def evaluate(
   scores = {name: found[f'score.{name}'] for name in names}
   results = {
     'primary': primary,
+    'beforehand': beforehand,
     'orientation': 'higher is more anomalous',
     'image': {name: part['metrics'] for name, part in scores.items()},
     'trivial': {
@@ -83,6 +90,14 @@ def _elsewhere(slides: pathlib.Path, folder: pathlib.Path) -> str:
     return ''
   inside = slides.is_relative_to(folder)
   return str(slides.relative_to(folder) if inside else slides)
+
+
+def _beforehand(folder: pathlib.Path, names: list[str]) -> str:
+  """The score that the run itself names first; '' where it does not say."""
+  if not (folder / 'config.json').exists():
+    return ''
+  named = workdir.load_config(folder).get('eval', {}).get('primary')
+  return named or names[0]
 
 
 class _Warnings:
@@ -353,10 +368,12 @@ def table(results: dict) -> str:
     '  '.join(c.ljust(w) for c, w in zip(row, widths, strict=False)).rstrip()
     for row in rows
   ]
-  number = results['image'][results['primary']]['auroc']
+  primary = results['primary']
+  number = results['image'][primary]['auroc']
+  is_before = results.get('beforehand', primary) == primary
   lines.append(
-    f'* named first beforehand. {number["n"]} test images, '
-    f'{number["positives"]} anomalous, {number["groups"]} groups; trivial '
+    f'* named first {"beforehand" if is_before else "afterwards"}. '
+    f'{number["n"]} test images, {number["positives"]} anomalous, {number["groups"]} groups; trivial '
     'baselines in their better direction.'
   )
   return '\n'.join(lines + _more(results))

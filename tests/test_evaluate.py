@@ -10,6 +10,7 @@ from sklearn import metrics
 
 from configs import defaults
 from jaxmed import evaluate as evaluation
+from jaxmed import workdir
 from jaxmed.errors import UserError
 
 METRICS = {
@@ -273,6 +274,19 @@ def test_table_lines_up_and_names_everything(tmp_path, config):
   assert lines[3].startswith('trivial: contrast')
   at = lines[0].index('AUROC')
   assert all(line[at - 1] == ' ' and line[at] == '0' for line in lines[1:4])
+
+
+def test_a_score_that_is_put_first_afterwards_is_said(tmp_path, config):
+  scored(tmp_path)
+  workdir.write_json(tmp_path / 'config.json', workdir.plain_config(config))
+  found = run(tmp_path, config)
+  assert (found['primary'], found['beforehand']) == ('good', 'good')
+  assert '* named first beforehand.' in evaluation.table(found)
+  config.eval.primary = 'poor'
+  found = run(tmp_path, config)
+  assert (found['primary'], found['beforehand']) == ('poor', 'good')
+  assert '* named first afterwards.' in evaluation.table(found)
+  assert 'named before the test is good.' in found['warnings'][0]
 
 
 def test_errors_that_can_be_mended(tmp_path, config):

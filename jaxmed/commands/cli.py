@@ -343,6 +343,11 @@ def _evaluate(parsed) -> None:
   beforehand.check_numbers(config)
   results = evaluate.evaluate(parsed.workdir, config, parsed.slides)
   print(evaluate.table(results))
+  if (parsed.workdir / 'report.html').exists():
+    print(
+      'The report is as it was; it is written anew by: jaxmed report --workdir '
+      f'{parsed.workdir}'
+    )
 
 
 def _report(parsed) -> None:

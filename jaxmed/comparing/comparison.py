@@ -371,6 +371,13 @@ def _cautions(methods: Sequence[Method], test: Test) -> list[str]:
       f'{lost} of {len(test.kept)} test images have no finite score in some '
       'run and are left out of all.'
     )
+  for entry in entries:
+    if entry.primary != entry.run.beforehand:
+      said.append(
+        f'{entry.folder.resolve().name} is compared by {entry.primary}, which '
+        'was put first when it was evaluated again, not by '
+        f'{entry.run.beforehand}, which was named before the test.'
+      )
   said += _slide_cautions(entries, test)
   said += _other_tests(entries)
   if any(entry.fingerprint != first.fingerprint for entry in entries):

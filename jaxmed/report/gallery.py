@@ -154,9 +154,9 @@ def _example(run: Run, pictures: Pictures, row: dict) -> dict:
   panels = row.get('panels') or {}
   order = sorted(panels, key=_order)
   scores = row.get('scores') or {}
-  value = words.finite(scores.get(run.primary))
+  value = words.finite(scores.get(run.beforehand))
   threshold = words.finite(
-    run.results.get('thresholds', {}).get(run.primary, {}).get('value')
+    run.results.get('thresholds', {}).get(run.beforehand, {}).get('value')
   )
   above = None
   if value is not None and threshold is not None:
@@ -168,7 +168,7 @@ def _example(run: Run, pictures: Pictures, row: dict) -> dict:
     'label': label,
     'score': value,
     'above': above,
-    'place': place(run, run.primary, value),
+    'place': place(run, run.beforehand, value),
     'panels': [
       {
         'name': name,

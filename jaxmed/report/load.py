@@ -39,9 +39,14 @@ class Run:
 
   @property
   def primary(self) -> str:
-    """The score named first, chosen before any test."""
+    """The score named first; see `beforehand`."""
     named = self.results.get('primary') or ''
     return named or next(iter(self.results.get('image') or {}), '')
+
+  @property
+  def beforehand(self) -> str:
+    """The score named before any test: examples were chosen by it."""
+    return self.results.get('beforehand') or self.primary
 
   @functools.cached_property
   def columns(self) -> list[str]:

@@ -44,6 +44,7 @@ def everything(run: Run, examples: int | None) -> dict:
     'header': header(run),
     'tiles': tiles(run),
     'primary': run.primary,
+    'beforehand': run.beforehand,
     'orientation': run.results.get('orientation', ''),
     'specificity': run.config.get('eval', {}).get('specificity'),
     'scores': score_table(run),

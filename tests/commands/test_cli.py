@@ -205,11 +205,14 @@ def test_a_file_that_is_no_image_is_named(run, tmp_path, capsys):
 
 
 def test_evaluate_and_report_redo_their_part_alone(run, capsys):
+  where = ['--workdir', str(run.folder)]
+  assert cli.main(['evaluate', *where]) == 0
+  assert 'anew by: jaxmed report --workdir' in capsys.readouterr().out
   for name in ('results.json', 'report.html'):
     (run.folder / name).unlink()
-  where = ['--workdir', str(run.folder)]
   assert cli.main(['evaluate', *where, '--quantile=0.8']) == 0
-  assert 'nearest *' in capsys.readouterr().out
+  shown = capsys.readouterr().out
+  assert 'nearest *' in shown and 'jaxmed report' not in shown
   results = workdir.read_json(run.folder / 'results.json')
   assert results['thresholds']['nearest']['quantile'] == 0.8
   assert cli.main(['report', *where]) == 0

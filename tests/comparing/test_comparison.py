@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
-from jaxmed import command, evaluate
+from jaxmed import command, evaluate, workdir
 from jaxmed.commands import cli
 from jaxmed.comparing import comparison, comparison_runs
 from jaxmed.comparing.comparison_examples import choose, examples
@@ -267,6 +267,16 @@ def test_numbers_that_do_not_compare_are_said(make, tmp_path):
   text = comparison.compare([one, two], tmp_path / 'out')
   assert 'FROC is of other slides' in text
   assert 'Pixel metrics are of other' not in text
+
+
+def test_a_score_that_was_put_first_afterwards_is_said(make, tmp_path):
+  one, two = make('one'), make('two', 'padim', scores=noise(1, 0.1))
+  config = workdir.load_config(two)
+  config.eval.primary = 'cycle_l1'
+  evaluate.evaluate(two, config)
+  said = comparison.compare([one, two], tmp_path / 'out')
+  assert 'Warning: two is compared by cycle_l1, which was put first' in said
+  assert 'one is compared by' not in said
 
 
 def test_one_class_alone_gives_reasons_and_no_p(make, tmp_path):

@@ -246,6 +246,18 @@ def test_an_extreme_is_not_called_a_mistake(run):
   assert 'The anomalous images with the lowest scores.' in read(run).text
 
 
+def test_another_score_may_be_put_first_afterwards(run):
+  page = read(run)
+  assert 'primary, chosen beforehand' in page.text
+  again = {'primary': 'latent', 'beforehand': 'cycle_ssim'}
+  change(run, 'results.json', lambda v: v.update(again))
+  page = read(run)
+  check(page)
+  assert 'primary, chosen afterwards' in page.text
+  assert 'chosen beforehand' not in page.text
+  assert 'The extremes of each class by the score “cycle_ssim”' in page.text
+
+
 def test_of_equal_normals_none_lies_below(run):
   grid = {'quantile': [0, 0.5, 1], 'value': [2.0, 2.0, 2.0]}
   change(run, 'calibration.json', lambda v: v.update(cycle_ssim=grid))
