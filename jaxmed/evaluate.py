@@ -373,8 +373,8 @@ def table(results: dict) -> str:
   is_before = results.get('beforehand', primary) == primary
   lines.append(
     f'* named first {"beforehand" if is_before else "afterwards"}. '
-    f'{number["n"]} test images, {number["positives"]} anomalous, {number["groups"]} groups; trivial '
-    'baselines in their better direction.'
+    f'{number["n"]} test images, {number["positives"]} anomalous, '
+    f'{number["groups"]} groups; trivial baselines in their better direction.'
   )
   return '\n'.join(lines + _more(results))
 
