@@ -175,5 +175,5 @@ def _against(method: dict) -> list[str]:
     return ['none', '', '']
   return [
     f'{value:+.3f}',
-    *(words.share(found[part]) for part in ('p', 'p_holm')),
+    *(words.p_value(found[part]) for part in ('p', 'p_holm')),
   ]

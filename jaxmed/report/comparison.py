@@ -225,7 +225,7 @@ def _roc(comparison: dict) -> figures.Figure | None:
   if drawn is None:
     return None
   caption = 'Dashed diagonal: chance. Curves of several seeds are their mean.'
-  if curves.get(reference, {}).get('low'):
+  if figures.has_band(curves.get(reference, {})):
     caption = f'Band: 95 % interval of {reference}. {caption}'
   if len(curves) > figures.SERIES:
     caption += f' The first {figures.SERIES} of {len(curves)} are drawn.'

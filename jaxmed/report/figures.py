@@ -45,7 +45,8 @@ def roc(results: dict, primary: str) -> Figure | None:
     plot.point(1 - specificity, sensitivity, 's0', named)
     caption = f'Dot: at the validation threshold ({named}). {caption}'
   described = f'ROC curves of {_listed(legend)}'
-  return Figure(plot.svg(described), 'ROC', _band_words(caption), tuple(legend))
+  caption = _band_words(results, primary, 'roc') + caption
+  return Figure(plot.svg(described), 'ROC', caption, tuple(legend))
 
 
 def precision_recall(results: dict, primary: str) -> Figure | None:
@@ -66,7 +67,7 @@ def precision_recall(results: dict, primary: str) -> Figure | None:
   return Figure(
     plot.svg(described),
     'Precision and recall',
-    _band_words(caption),
+    (_band_words(results, primary, 'pr') + caption).strip(),
     tuple(legend),
   )
 
@@ -80,7 +81,7 @@ def froc(found: dict) -> Figure | None:
   top = max(1.0, *(words.finite(v) or 0 for v in y))
   label = 'Mean false positives per slide'
   plot = Plot((min(x), max(x)), (0, top), label, 'Sensitivity', octaves=RATES)
-  if curve.get('low') and curve.get('high'):
+  if banded := has_band(curve):
     plot.band(x, curve['low'], curve['high'], 's0')
   plot.line(x, y, 's0', 'FROC')
   for rate, number in found.get('sensitivity_at', {}).items():
@@ -91,8 +92,8 @@ def froc(found: dict) -> Figure | None:
   return Figure(
     plot.svg(f'FROC curve, score {score}'),
     'FROC',
-    f'Dots: the six rates, whose mean sensitivity is the score, {score}. '
-    'Band: 95 % interval, resampled by slide.',
+    f'Dots: the six rates, whose mean sensitivity is the score, {score}.'
+    + ' Band: 95 % interval, resampled by slide.' * banded,
   )
 
 
@@ -104,7 +105,7 @@ def _curves(plot, results, primary, kind, axes, metric) -> list:
   legend = []
   for i, name in reversed(list(enumerate(names))):
     curve, style = curves[name][kind], f's{i}'
-    if name == primary and curve.get('low') and curve.get('high'):
+    if name == primary and has_band(curve):
       plot.band(curve[axes[0]], curve['low'], curve['high'], style)
     thin = style if name == primary else f'{style} thin'
     plot.line(curve[axes[0]], curve[axes[1]], thin, name)
@@ -114,8 +115,17 @@ def _curves(plot, results, primary, kind, axes, metric) -> list:
   return legend
 
 
-def _band_words(caption: str) -> str:
-  return f'Band: 95 % interval of the primary score. {caption}'.strip()
+def has_band(curve: dict) -> bool:
+  """With one group it is there, and empty."""
+  return all(
+    any(words.finite(v) is not None for v in curve.get(end) or [])
+    for end in ('low', 'high')
+  )
+
+
+def _band_words(results: dict, primary: str, kind: str) -> str:
+  curve = results.get('curves', {}).get(primary, {}).get(kind) or {}
+  return 'Band: 95 % interval of the primary score. ' * has_band(curve)
 
 
 def _listed(legend) -> str:

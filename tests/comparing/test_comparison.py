@@ -166,6 +166,12 @@ def test_the_page_says_it_all(make, tmp_path):
   )
 
 
+def test_no_p_is_nought(make, tmp_path):
+  folders = [make('one'), make('two', 'padim', scores=noise(0, 2.0))]
+  said = comparison.compare(folders, tmp_path / 'out', resamples=5000)
+  assert '< 0.001  < 0.001' in said and '0.000' not in said
+
+
 def test_a_baseline_that_is_better_is_said_first(make, tmp_path):
   def worse(table):
     table[SCORE] *= -1

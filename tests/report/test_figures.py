@@ -125,6 +125,17 @@ def test_enormous_pictures_are_not_opened(tmp_path):
   assert Pictures().embed(tmp_path / 'bomb.png', 9)['missing'] == 'unreadable'
 
 
+def test_a_band_is_told_of_where_there_is_one():
+  curve = {'fpr': [0, 1], 'tpr': [0, 1], 'low': [0, 0.9], 'high': [0.1, 1]}
+  results = {'curves': {'s': {'roc': curve}}}
+  figure = figures.roc(results, 's')
+  assert figure.caption.startswith('Band: 95 %') and 'band s0' in figure.svg
+  curve |= {'low': [None, None], 'high': [None, None]}  # Of one group.
+  figure = figures.roc(results, 's')
+  assert figure.caption == 'Dashed diagonal: chance.'
+  assert 'band' not in figure.svg
+
+
 def test_the_froc_is_drawn_where_its_numbers_say():
   rates, sensitivity = [0.125, 0.5, 1, 8], [0, 0.25, 0.5, 0.75]
   found = {
