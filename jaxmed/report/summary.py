@@ -209,4 +209,40 @@ def cautions(run: Run) -> list[str]:
       f'{words.several(len(unscored), "slide")} without a score, with the '
       'reason under “Slides”.'
     )
+  said += _later_slides(run)
   return list(dict.fromkeys(said + run.damaged))
+
+
+def _later_slides(run: Run) -> list[str]:
+  """Where slides are not as they were evaluated, or not cut as images are."""
+  said = []
+  evaluated = next(iter((run.results.get('slide') or {}).items()), None)
+  if run.slides and evaluated:
+    name, number = evaluated[0], evaluated[1].get('auroc', {})
+    columns = f'score.{name}', name, f'slide.{name}'  # By rule.
+    column = next((c for c in columns if c in run.slides[0]), '')
+    labels = [
+      row.get('label')
+      for row in run.slides
+      if words.finite(row.get(column)) is not None
+      and row.get('label') in (0, 1)
+    ]
+    if (number.get('n'), number.get('positives')) != (len(labels), sum(labels)):
+      said.append(
+        'Slides have been scored, or labelled, since they were evaluated: the '
+        'metrics of slides and lesions are of before; evaluate them again.'
+      )
+  quantiles = [
+    words.finite((found.get(run.primary) or {}).get(key))
+    for found, key in (
+      (run.results.get('thresholds') or {}, 'quantile'),
+      (run.calibration, 'threshold_quantile'),
+    )
+  ]
+  if run.slides and None not in quantiles and len(set(quantiles)) > 1:
+    said.append(
+      f'The metrics’ thresholds are the quantile {quantiles[0]:g} of the '
+      'validation normals, those in pictures and outlines of slides '
+      f'{quantiles[1]:g}, by which they were scored.'
+    )
+  return said

@@ -271,6 +271,31 @@ def test_of_equal_normals_none_lies_below(run):
   assert place(load(run), 'cycle_ssim', 2.1) == 'above all validation normals'
 
 
+def test_slides_that_are_not_as_they_were_evaluated(run):
+  said = 'Slides have been scored, or labelled, since they were evaluated'
+  assert said not in read(run).text
+  table = pq.read_table(run / 'slides.parquet').to_pylist()
+  for rows in (table + [table[0] | {'group': 'new'}], table):
+    pq.write_table(pa.Table.from_pylist(rows), run / 'slides.parquet')
+    assert (said in read(run).text) == (len(rows) > len(table))
+  table[0]['label'] = 1 - table[0]['label']
+  pq.write_table(pa.Table.from_pylist(table), run / 'slides.parquet')
+  assert said in read(run).text
+
+
+def test_slides_that_are_cut_elsewhere_than_images(run):
+  assert 'by which they were scored' not in read(run).text
+  change(
+    run,
+    'results.json',
+    lambda v: v['thresholds']['cycle_ssim'].update(quantile=0.8),
+  )
+  page = read(run)
+  check(page)
+  assert 'are the quantile 0.8 of the validation normals' in page.text
+  assert 'outlines of slides 0.95, by which they were scored' in page.text
+
+
 def test_damaged_files_are_named(run):
   (run / 'calibration.json').write_text('{')
   (run / 'slides.parquet').write_bytes(b'no parquet')
