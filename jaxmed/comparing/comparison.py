@@ -94,7 +94,7 @@ def measured(methods: Sequence[Method], test: Test, against: str) -> dict:
   differences = _differences(together, reference, test)
   return {
     'methods': [
-      _row(method, runs, whole, differences[i])
+      _row(method, runs, whole, differences[i], test)
       for i, (method, runs, whole) in enumerate(
         zip(methods, single, together, strict=True)
       )
@@ -162,9 +162,8 @@ def _measures(entry: Entry, test: Test) -> dict[str, Measured]:
   sample = test.sample
   scores = entry.test[entry.column][test.kept].astype(np.float64)
   found = _areas(sample, scores)
-  normals = entry.normals[entry.column].astype(np.float64)
-  cut = images.threshold(normals, test.settings['quantile'])
-  at = images.threshold(normals, test.settings['specificity'])
+  cut = _threshold(entry, test, 'quantile')
+  at = _threshold(entry, test, 'specificity')
   decided = images.decided(sample, scores, cut)
   decided['sensitivity_at_specificity'] = images.decided(sample, scores, at)[
     'sensitivity'
@@ -178,6 +177,12 @@ def _measures(entry: Entry, test: Test) -> dict[str, Measured]:
     scores = np.array([by_group[group] for group in test.groups])
     found['slide_auroc'] = _areas(test.slides, scores)['auroc']
   return found
+
+
+def _threshold(entry: Entry, test: Test, name: str) -> float:
+  """At the same quantile of each run's own normals."""
+  normals = entry.normals[entry.column].astype(np.float64)
+  return images.threshold(normals, test.settings[name])
 
 
 def _areas(sample: images.Sample, scores: np.ndarray) -> dict[str, Measured]:
@@ -227,10 +232,11 @@ def _row(
   runs: Sequence[dict[str, Measured]],
   whole: dict[str, Measured],
   differences: dict,
+  test: Test,
 ) -> dict:
   """A method with its numbers, and its runs with theirs."""
   members = [
-    _numbers(entry, one)
+    _numbers(entry, one, test)
     for entry, one in zip(method.entries, runs, strict=True)
   ]
   metrics = {name: _number(one) for name, one in whole.items()}
@@ -253,7 +259,7 @@ def _row(
   }
 
 
-def _numbers(entry: Entry, measures: dict[str, Measured]) -> dict:
+def _numbers(entry: Entry, measures: dict[str, Measured], test: Test) -> dict:
   """Of one run; those of pixels and lesions as it was evaluated."""
   results = entry.run.results
   pixel = results.get('pixel') or {}
@@ -268,6 +274,7 @@ def _numbers(entry: Entry, measures: dict[str, Measured]) -> dict:
     'run': entry.run,
     'seed': entry.seed,
     'metrics': metrics,
+    'threshold': _threshold(entry, test, 'quantile'),
     'costs': comparison_table.costs(entry.run),
   }
 

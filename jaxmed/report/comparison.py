@@ -334,9 +334,7 @@ def _example(one: dict, methods: Sequence[dict], pictures: Pictures) -> dict:
 
 def _panel(method, score: float, pixels, pictures: Pictures, key: str) -> dict:
   run = method['runs'][0]['run']
-  threshold = words.finite(
-    (run.calibration.get(method['score']) or {}).get('threshold')
-  )
+  threshold = words.finite(method['runs'][0]['threshold'])
   return {
     'name': method['name'],
     'alt': f'Map of {method["name"]}, {key}',

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import re
 import shutil
 import types
 
@@ -449,6 +450,23 @@ def test_the_examples_are_the_same_in_any_order(make):
     )
     assert ranks[places[0]] == ranks[same].max()
     assert ranks[places[-1]] == ranks[same].min()
+
+
+def test_examples_are_cut_where_the_table_is(make, tmp_path):
+  """Not where a run of another quantile has its threshold."""
+  one = make('one')
+  two = make('two', 'padim', **{'eval.quantile': 0.5})
+  edit(
+    two, 'calibration.json', lambda v: v['cycle_ssim'].update(threshold=-1.0)
+  )
+  comparison.compare([one, two], tmp_path / 'out')
+  text = (tmp_path / 'out/comparison.html').read_text('utf-8')
+  said = re.findall('>(above|below)</b>', text)
+  assert len(said) == 20 and said[::2] == said[1::2]
+  entry = comparison_runs.read([one, two])[0]
+  cut = np.quantile(entry.normals[SCORE], 0.95)
+  chosen = choose([entry], np.ones(240, bool))
+  assert said[::2].count('above') == (entry.test[SCORE][chosen] > cut).sum()
 
 
 @pytest.mark.parametrize('masked', [True, False])
