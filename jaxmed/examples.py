@@ -98,8 +98,11 @@ def _write(path: pathlib.Path, picture: np.ndarray) -> str:
 
 
 def _describe(rank: str, one: dict, panels: dict[str, str]) -> dict:
+  """For JSON, which has no NaN: only the primary score is finite."""
   scores = {
-    k.removeprefix('score.'): v for k, v in one.items() if k[:6] == 'score.'
+    k.removeprefix('score.'): v if np.isfinite(v) else None
+    for k, v in one.items()
+    if k[:6] == 'score.'
   }
   facts = {k: one[k] for k in ('row', 'key', 'group', 'label', 'kind')}
   return facts | {'rank': rank, 'scores': scores, 'panels': panels}

@@ -66,7 +66,9 @@ def _about(run: Run, group: str) -> dict:
   path = run.slide_file(f'maps/{group}_layers.json')
   try:
     about = json.loads(path.read_text('utf-8')) if path else {}
-    return about if min(about['size']) > 0 else {}
+    low, high = about['limits']
+    is_whole = min(*about['size'], *about['map']) > 0 and low < high
+    return about if is_whole else {}
   except (OSError, ValueError, KeyError, TypeError):
     return {}
 

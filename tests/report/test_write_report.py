@@ -398,6 +398,21 @@ def test_slides_scored_before_there_were_layers(run):
   assert len([a for a in page.all('img') if a.get('class') == 'overlay']) == 4
 
 
+@pytest.mark.parametrize(
+  'edit',
+  [
+    lambda about: about.pop('limits'),
+    lambda about: about.update(limits=[1e12, 1e12]),
+    lambda about: about.pop('map'),
+  ],
+)
+def test_layers_that_cannot_be_drawn_are_one_picture(run, edit):
+  change(run, 'maps/test_003_layers.json', edit)
+  page = read(run)
+  check(page)
+  assert 'Heat map of slide test_003' in [a.get('alt') for a in page.all('img')]
+
+
 def test_what_is_no_detection_is_passed_over(run):
   text = '0.5,10,20\nnan,1,2\nx,y\n' + '0.25,30,40\n' * 500
   (run / 'detections/test_000.csv').write_text(text)
