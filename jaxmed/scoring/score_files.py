@@ -1,5 +1,6 @@
 """Scores what a user names: images, whole slides, or a folder of slides."""
 
+import collections
 import contextlib
 import itertools
 import math
@@ -92,11 +93,23 @@ def _score_files(
   score_slides.scan(run, out, out, facts)
   found = score_slides.finish(run, out, facts, out) if facts else []
   rows += [_slide(run, one) for one in found]
+  rows = _as_named(rows, files)
   columns = {k: [row[k] for row in rows] for k in rows[0]}
   columns['anomalous'] = pa.array(columns['anomalous'], pa.bool_())
   path = out / 'scores.parquet'
   workdir.write_table(path, pa.table(columns))
   return path, sum(bool(row['reason']) for row in rows)
+
+
+def _as_named(rows: list[dict], files: Sequence[pathlib.Path]) -> list[dict]:
+  """In the order of the files, each called as the user has."""
+  found = collections.defaultdict(collections.deque)
+  for row in rows:
+    found[os.path.abspath(row['file'])].append(row)
+  return [
+    found[os.path.abspath(file)].popleft() | {'file': os.fspath(file)}
+    for file in files
+  ]
 
 
 def score_folder(
@@ -317,7 +330,7 @@ def _row(run: Run, file, scores: dict[str, float]) -> dict:
 def _stems(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
   """Files of one name in several folders get names of their own."""
   stems, used = {}, set()
-  for file in files:
+  for file in dict.fromkeys(files):
     numbered = (f'{file.stem}_{i}' for i in itertools.count(2))
     stem = next(
       s for s in itertools.chain([file.stem], numbered) if s not in used

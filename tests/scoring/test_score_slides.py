@@ -526,6 +526,7 @@ def test_by_default_results_lie_under_the_folders_name(
   table = pq.read_table(path.parent / 'slides.parquet').to_pylist()
   assert row['score.nearest'] == table[0]['score.nearest']
   assert 0 <= row['calibrated.nearest'] <= 1 and row['tiles'] > 50
+  assert row['file'] == 'a.tif'  # As it was named.
 
 
 @pytest.fixture
