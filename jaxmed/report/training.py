@@ -102,7 +102,8 @@ def _figure(
       plot.line(x, y, f's{i}', part)
     else:
       plot.point(x[0], y[0], f's{i}', part)
-    legend.append((f's{i}', f'{part} (last {words.number(y[-1])})'))
+    last = _logged(rows, name)[-1][1]  # Not the mean of the last ones.
+    legend.append((f's{i}', f'{part} (last {words.number(last)})'))
     if key in SELECTING and chosen in x:
       value = float(y[list(x).index(chosen)])
       said = f'chosen: step {chosen}, {words.number(value)}'
@@ -117,10 +118,15 @@ def _figure(
   )
 
 
-def _series(rows: list[dict], name: str):
-  """Steps and values where the scalar was logged, thinned to POINTS."""
+def _logged(rows: list[dict], name: str) -> list[tuple]:
+  """Steps and values where the scalar was logged."""
   pairs = [(row['step'], words.finite(row.get(name))) for row in rows]
-  pairs = [(step, value) for step, value in pairs if value is not None]
+  return [(step, value) for step, value in pairs if value is not None]
+
+
+def _series(rows: list[dict], name: str):
+  """The same, thinned to POINTS."""
+  pairs = _logged(rows, name)
   steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
   if len(steps) > POINTS:
     pieces = [np.array_split(a, POINTS) for a in (steps, values)]

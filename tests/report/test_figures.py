@@ -125,6 +125,12 @@ def test_enormous_pictures_are_not_opened(tmp_path):
   assert Pictures().embed(tmp_path / 'bomb.png', 9)['missing'] == 'unreadable'
 
 
+def test_the_last_of_a_long_log_is_its_last():
+  log = [{'step': n, 'g/loss': float(n)} for n in range(1, 10_001)]
+  (phase,) = training.phases(log)
+  assert phase['main'][0].legend == (('s0', 'g (last 10\u202f000)'),)
+
+
 def test_a_band_is_told_of_where_there_is_one():
   curve = {'fpr': [0, 1], 'tpr': [0, 1], 'low': [0, 0.9], 'high': [0.1, 1]}
   results = {'curves': {'s': {'roc': curve}}}
