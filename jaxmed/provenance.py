@@ -26,14 +26,18 @@ PACKAGES = (
 
 
 class Provenance:
-  """`provenance.json`, added to as a run goes on."""
+  """`provenance.json`, added to as a run goes on.
+
+  Code and devices are those that have trained and scored last: a launch that
+  only evaluates or reports again made none of it.
+  """
 
   def __init__(self, folder: pathlib.Path):
     self._path = folder / 'provenance.json'
     self._facts = {'started': _now(), 'stages': {}}
     if self._path.exists():
       self._facts = workdir.read_json(self._path)
-    self._facts |= {
+    self._code = {
       'jaxmed': __version__,
       'commit': _commit(),
       'python': platform.python_version(),
@@ -47,7 +51,8 @@ class Provenance:
 
   def add(self, **facts) -> None:
     """Adds facts and writes the file; one host does."""
-    self._facts |= facts
+    devices = [f'{d.device_kind} ({d.platform})' for d in jax.devices()]
+    self._facts |= self._code | {'devices': devices} | facts
     self._write()
 
   def stage(self, name: str, seconds: float) -> None:
@@ -59,9 +64,6 @@ class Provenance:
     self._write()
 
   def _write(self):
-    self._facts['devices'] = [
-      f'{d.device_kind} ({d.platform})' for d in jax.devices()
-    ]
     if jax.process_index() == 0:
       workdir.write_json(self._path, self._facts)
 
