@@ -56,8 +56,7 @@ def write(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes the whole page or nothing."""
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-')
   try:
-    # A folder's name need not be UTF-8: the page shows that as a "?".
-    with open(handle, 'w', encoding='utf-8', errors='replace') as file:
+    with open(handle, 'w', encoding='utf-8') as file:
       file.write(text)
     os.chmod(temporary, 0o644)  # Made private by mkstemp; others may read.
     os.replace(temporary, path)

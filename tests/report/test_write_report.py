@@ -1,7 +1,6 @@
 """The report of whole, partial, odd and hostile runs."""
 
 import json
-import os
 import re
 import shutil
 import urllib.parse
@@ -138,13 +137,6 @@ def test_the_page_is_whole_or_not_there(run, monkeypatch):
     write_report(run)
   assert (run / 'report.html').read_text() == before
   assert not list(run.glob('.report*'))
-
-
-def test_a_folder_whose_name_is_not_utf_8(run, tmp_path):
-  strange = tmp_path / os.fsdecode(b'r\xfcn')
-  page = read(run.rename(strange))
-  check(page)
-  assert 'run r?n' in page.text
 
 
 def test_an_undefined_metric_says_why(run):
