@@ -77,6 +77,8 @@ def _is_one(images) -> bool:
 
 def _stack(images, range) -> np.ndarray:
   """A batch [b, h, w, c] in [0, 1], of one image or of several."""
+  if images is None:
+    raise UserError('An image is missing: None was given in its place.')
   several = [images] if _is_one(images) else list(images)
   arrays = [
     read_image(image)
@@ -106,7 +108,12 @@ def _unit(images: np.ndarray, range) -> np.ndarray:
     )
   if range is None:
     range = (0, np.iinfo(images.dtype).max if kind == 'u' else 1)
-  low, high = map(float, range)
+  try:
+    low, high = map(float, range)
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f'range={range!r} is no pair of numbers; give (low, high).'
+    ) from error
   if not low < high:
     raise UserError(f'range=({low:g}, {high:g}) is empty; give (low, high).')
   found = float(images.min()), float(images.max())

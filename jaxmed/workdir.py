@@ -72,6 +72,13 @@ def claim(workdir: pathlib.Path, option: str = '--workdir') -> Iterator[None]:
   `option` is what names another one.
   """
   try:
+    os.fspath(workdir).encode()
+  except UnicodeEncodeError as error:
+    raise UserError(
+      f'The folder {os.fsencode(workdir)} has a name that is not in UTF-8; '
+      f'give another {option}.'
+    ) from error
+  try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / '.lock').open('a+')
   except OSError as error:

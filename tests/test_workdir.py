@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 
 import pytest
 
@@ -19,6 +20,16 @@ def test_one_launch_at_a_time(tmp_path):
     pass
   with workdir.claim(tmp_path / 'run'):
     pass
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+  folder = tmp_path / os.fsdecode(b'run\xff')
+  with (
+    pytest.raises(UserError, match=r'run\\xff.* is not in UTF-8; .*--workdir'),
+    workdir.claim(folder),
+  ):
+    pass
+  assert not folder.exists()
 
 
 def test_a_claim_ends_with_its_process(tmp_path):
