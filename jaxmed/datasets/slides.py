@@ -34,6 +34,7 @@ from jaxmed.datasets.surveys import Found, Planned, Source, Survey, stat
 from jaxmed.slides import tissue
 from jaxmed.slides.annotation_files import (
   ENDINGS,
+  by_slide,
   find_annotation,
   without_slide,
 )
@@ -242,9 +243,8 @@ def failures(data_config: ConfigDict) -> list[Failure]:
   if not options['annotations'] or not given.is_dir():
     return []
   slides = itertools.chain(*_named(root, options).values())
-  return [
-    Failure('annotation', str(error)) for error in without_slide(given, slides)
-  ]
+  strange = without_slide(by_slide(given), slides)
+  return [Failure('annotation', str(error)) for error in strange]
 
 
 def _named(
@@ -260,18 +260,16 @@ def _annotations(
   """The annotation of each slide that has one, or what is wrong with it."""
   if given.is_file():
     return _listed(given, named)
-  found = {}
+  lying, found = by_slide(given), {}
   for name, paths in named.items():
     try:
-      found[name] = find_annotation(given, paths[0])
+      found[name] = find_annotation(lying, paths[0])
     except AnnotationError as error:
-      if not given.is_dir():
-        raise
       found[name] = error
   found = {name: path for name, path in found.items() if path}
   if not found:
     slides = itertools.chain(*named.values())
-    strange = [f' ({error})' for error in without_slide(given, slides)]
+    strange = [f' ({error})' for error in without_slide(lying, slides)]
     raise errors.UserError(
       f'{given} holds no annotations of these slides{"".join(strange[:1])}. '
       f'Expected, for a slide a.svs, one of a{", a".join(ENDINGS)}.'

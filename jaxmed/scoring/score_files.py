@@ -25,6 +25,7 @@ from jaxmed.scoring.score import Run
 from jaxmed.scoring.slide_work import scale_of
 from jaxmed.slides import listing
 from jaxmed.slides.annotation_files import (
+  by_slide,
   find_annotation,
   read_annotation,
   without_slide,
@@ -132,21 +133,27 @@ def score_folder(
     raise UserError(
       f'What is kept of {same[0]} would be written over {SETTLED}; rename it.'
     )
-  lost = []
-  if annotations and annotations.is_dir():
-    strange = without_slide(annotations, itertools.chain(*named.values()))
+  outlines, lost = None, []
+  if annotations:
+    outlines = by_slide(annotations)
+    strange = without_slide(outlines, itertools.chain(*named.values()))
     lost += [score_slides.lost_annotation(error) for error in strange]
+    if not outlines.keys() & named.keys():
+      logging.warning(
+        'No slide has an annotation in %s; all are taken for normal.',
+        annotations,
+      )
   run = Run(folder)
   out = out or run.folder / 'scored' / slides.resolve().name
   with workdir.claim(out, '--out'):
-    unscored = _score_folder(run, named, annotations, out, mpp, lost)
+    unscored = _score_folder(run, named, outlines, out, mpp, lost)
   return out / 'slides.parquet', unscored + len(lost)
 
 
 def _score_folder(
   run: Run,
   named: dict[str, list[pathlib.Path]],
-  annotations: pathlib.Path | None,
+  outlines: dict[str, list[pathlib.Path]] | None,
   out: pathlib.Path,
   mpp: float | None,
   lost: list[dict],
@@ -164,13 +171,9 @@ def _score_folder(
       continue
     with contextlib.suppress(SlideError):  # Scoring will say the same.
       one = _facts(run, files[0], name, mpp)
-    if annotations:
-      one |= _label(annotations, one, lost)
+    if outlines is not None:
+      one |= _label(outlines, one, lost)
     facts.append(one)
-  if annotations and facts and not any(one['label'] for one in facts):
-    logging.warning(
-      'No slide has an annotation in %s; all are taken for normal.', annotations
-    )
   score_slides.scan(run, out, out, facts)
   facts = sorted(facts + broken, key=lambda one: one['group'])
   score_slides.finish(run, out, facts, out, lost)
@@ -222,17 +225,17 @@ def _facts(run: Run, file: pathlib.Path, group: str, mpp: float | None) -> dict:
   return _unknown(file, group, mpp) | about
 
 
-def _label(folder: pathlib.Path, facts: dict, lost: list[dict]) -> dict:
+def _label(
+  outlines: dict[str, list[pathlib.Path]], facts: dict, lost: list[dict]
+) -> dict:
   """Anomalous if anything but holes is drawn; unknown if that is unreadable."""
   size = facts['width'] and (facts['width'], facts['height'])
   try:
-    path = find_annotation(folder, facts['path'])
+    path = find_annotation(outlines, facts['path'])
     if path is None:
       return {'label': 0}
     polygons = read_annotation(path, size)
   except AnnotationError as error:
-    if not folder.is_dir():
-      raise
     lost.append(score_slides.lost_annotation(error))
     return {}
   drawn = any(not polygon.hole for polygon in polygons)

@@ -3,13 +3,13 @@
 import math
 import os
 import pathlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool
 
-from jaxmed.slides import geojson, masks
+from jaxmed.slides import geojson, listing, masks
 from jaxmed.slides.annotations import (
   AnnotationError,
   Polygon,
@@ -23,25 +23,35 @@ OUTLINES = {
   '.json': geojson.read_geojson,
 }
 MASKS = ('.tif', '.tiff')
-ENDINGS = (*OUTLINES, *(f'_mask{suffix}' for suffix in MASKS))
+ENDINGS = (*OUTLINES, *listing.MASKS)
 NEUTRAL = ('region*',)  # QuPath's class for an area that is looked at.
 TRACED = 1 << 24  # Pixels of a mask that becomes polygons, at most.
 
 
-def find_annotation(
-  folder: str | os.PathLike, slide: str | os.PathLike
-) -> pathlib.Path | None:
-  """The one file in the folder that belongs to a slide, if there is any.
+def by_slide(folder: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
+  """What may be annotations, by the name of their slide; nothing hidden.
 
-  For a.svs it is a.xml, a.geojson, a.json or a_mask.tif (.tiff), the ending in
-  small letters or in large ones.
+  Of a.svs these are a.xml, a.geojson, a.json and a_mask.tif (.tiff), the ending
+  in small letters or in large ones, in this order.
   """
-  folder, stem = pathlib.Path(folder), pathlib.Path(slide).stem
+  folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise AnnotationError(f'There is no folder of annotations at {folder}.')
-  named = [path for path in _annotations(folder) if _stem(path) == stem]
-  found = [path for path in named if not path.is_dir()]
-  found.sort(key=lambda path: ENDINGS.index(path.name[len(stem) :].lower()))
+  found = {}
+  for name in sorted(os.listdir(folder)):
+    if name[0] != '.' and name.lower().endswith(ENDINGS):
+      found.setdefault(_stem(folder / name), []).append(folder / name)
+  for stem, paths in found.items():
+    paths.sort(key=lambda path: ENDINGS.index(path.name[len(stem) :].lower()))
+  return found
+
+
+def find_annotation(
+  named: Mapping[str, Sequence[pathlib.Path]], slide: str | os.PathLike
+) -> pathlib.Path | None:
+  """The one file that belongs to a slide, if there is any, of `by_slide`."""
+  paths = named.get(pathlib.Path(slide).stem, ())
+  found = [path for path in paths if not path.is_dir()]
   if len(found) > 1:
     raise AnnotationError(
       f'{slide} has two annotations, {found[0]} and {found[1]}; keep one of '
@@ -51,25 +61,19 @@ def find_annotation(
 
 
 def without_slide(
-  folder: str | os.PathLike, slides: Iterable[str | os.PathLike]
+  named: Mapping[str, Sequence[pathlib.Path]],
+  slides: Iterable[str | os.PathLike],
 ) -> list[AnnotationError]:
-  """An error for each annotation in the folder that belongs to no slide."""
+  """An error for each annotation, of `by_slide`, that belongs to no slide."""
   stems = {pathlib.Path(slide).stem for slide in slides}
+  strange = [
+    (path, stem) for stem in named.keys() - stems for path in named[stem]
+  ]
   return [
     AnnotationError(
       f'{path} belongs to no slide: there is none that is named {stem}.'
     )
-    for path in _annotations(pathlib.Path(folder))
-    if (stem := _stem(path)) not in stems
-  ]
-
-
-def _annotations(folder: pathlib.Path) -> list[pathlib.Path]:
-  """What may be annotations by its ending; nothing hidden."""
-  return [
-    folder / name
-    for name in sorted(os.listdir(folder))
-    if name[0] != '.' and name.lower().endswith(ENDINGS)
+    for path, stem in sorted(strange)
   ]
 
 

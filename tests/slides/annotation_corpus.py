@@ -177,11 +177,13 @@ def _two(path: pathlib.Path) -> None:
 
 
 def _find(path: pathlib.Path) -> object:
-  return annotation_files.find_annotation(path.parent, f'{path.stem}.svs')
+  named = annotation_files.by_slide(path.parent)
+  return annotation_files.find_annotation(named, f'{path.stem}.svs')
 
 
 def _orphan(path: pathlib.Path) -> None:
-  errors = annotation_files.without_slide(path.parent, ['another.svs'])
+  named = annotation_files.by_slide(path.parent)
+  errors = annotation_files.without_slide(named, ['another.svs'])
   raise next(e for e in errors if path.name in str(e))
 
 

@@ -23,14 +23,15 @@ def _write_all(folder):
 
 def test_each_format_is_found_and_gives_the_same_lesion(tmp_path):
   pixels = _write_all(tmp_path)
+  named = annotation_files.by_slide(tmp_path)
   for stem in 'abcde':
-    path = annotation_files.find_annotation(tmp_path, f'slides/{stem}.svs')
+    path = annotation_files.find_annotation(named, f'slides/{stem}.svs')
     polygons = annotation_files.read_annotation(path, SIZE)
     again = annotations.rasterise(polygons, *SIZE)
     np.testing.assert_array_equal(again, pixels)
     lesion = annotation_files.lesion_pixels(path, SIZE, 10)
     np.testing.assert_array_equal(lesion, pixels[5::10, 5::10])
-  assert annotation_files.find_annotation(tmp_path, 'slides/f.svs') is None
+  assert annotation_files.find_annotation(named, 'slides/f.svs') is None
 
 
 @pytest.mark.parametrize('size', [(1003, 777), (1000, 671), (1024, 800)])
@@ -51,9 +52,11 @@ def test_two_annotations_of_a_slide(tmp_path):
   _write_all(tmp_path)
   tifffile.imwrite(tmp_path / 'a_mask.tif', np.zeros(SIZE[::-1], np.uint8))
   with pytest.raises(AnnotationError, match='a.xml and .*a_mask.tif'):
-    annotation_files.find_annotation(tmp_path, 'a.svs')
+    annotation_files.find_annotation(
+      annotation_files.by_slide(tmp_path), 'a.svs'
+    )
   with pytest.raises(AnnotationError, match='no folder of annotations'):
-    annotation_files.find_annotation(tmp_path / 'absent', 'a.svs')
+    annotation_files.by_slide(tmp_path / 'absent')
 
 
 def test_annotations_without_a_slide(tmp_path):
@@ -61,7 +64,7 @@ def test_annotations_without_a_slide(tmp_path):
   (tmp_path / 'a.svs').touch()
   (tmp_path / 'notes.txt').touch()
   found = annotation_files.without_slide(
-    tmp_path, ['x/a.svs', 'x/c.tif', 'x/d.tif']
+    annotation_files.by_slide(tmp_path), ['x/a.svs', 'x/c.tif', 'x/d.tif']
   )
   assert [str(error).split(' ')[0] for error in found] == [
     str(tmp_path / 'b.geojson'),
@@ -77,14 +80,15 @@ def test_large_letters_links_to_nothing_and_hidden_files(tmp_path):
   (tmp_path / 'e.xml').mkdir()
   (tmp_path / '._a.xml').write_bytes(bytes(9))  # As macOS leaves them.
   slides = [f'{stem}.svs' for stem in 'abcde']
-  found = [annotation_files.find_annotation(tmp_path, one) for one in slides]
+  lying = annotation_files.by_slide(tmp_path)
+  found = [annotation_files.find_annotation(lying, one) for one in slides]
   names = [path and path.name for path in found]
   assert names == ['a.XML', 'b.GeoJSON', 'c_MASK.TIF', 'd.xml', None]
   for path in found[:3]:
     assert annotation_files.read_annotation(path, SIZE)
   with pytest.raises(AnnotationError, match='no annotation at .*d.xml'):
     annotation_files.read_annotation(found[3], SIZE)
-  assert not annotation_files.without_slide(tmp_path, slides)
+  assert not annotation_files.without_slide(lying, slides)
 
 
 def test_which_classes_are_lesions(tmp_path):
