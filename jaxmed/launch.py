@@ -131,12 +131,10 @@ def _timed(name: str, make: Callable[[], None], provenance: Provenance) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Launches what the command line says; returns the exit code."""
   argv = list(sys.argv if argv is None else argv)
-  code = 1
-  try:
-    code = command.exit_code(functools.partial(_main, argv), '--debug' in argv)
-  finally:
-    distributed.leave(code)
-  return code
+  main = functools.partial(_main, argv)
+  return distributed.exit_code(
+    lambda: command.exit_code(main, '--debug' in argv)
+  )
 
 
 def _main(argv: list[str]) -> int:

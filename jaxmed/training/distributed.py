@@ -73,13 +73,18 @@ def only_first(function: Callable[[], None], name: str) -> None:
     )
 
 
-def leave(code: int) -> None:
-  """To be called before this process ends with an exit code.
+def exit_code(main: Callable[[], int]) -> int:
+  """What `main` returns, with which this process ends even if others do not.
 
   JAX ends all hosts together. Where the others do not end, because this one
   alone cannot go on, it would wait for minutes, and abort with another code.
   """
-  if code and jax.distributed.is_initialized():
-    end = threading.Timer(GRACE, os._exit, [code])
-    end.daemon = True
-    end.start()
+  code = 1  # Of an exception.
+  try:
+    code = main()
+  finally:
+    if code and jax.distributed.is_initialized():
+      end = threading.Timer(GRACE, os._exit, [code])
+      end.daemon = True
+      end.start()
+  return code

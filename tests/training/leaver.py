@@ -28,9 +28,5 @@ def _fail():
 
 
 if __name__ == '__main__':
-  code = 1
-  try:
-    code = command.exit_code(lambda: main(*sys.argv[1:]), False)
-  finally:
-    distributed.leave(code)
-  sys.exit(code)
+  run = lambda: main(*sys.argv[1:])
+  sys.exit(distributed.exit_code(lambda: command.exit_code(run, False)))
