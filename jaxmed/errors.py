@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # Of an OSError: the disk is full.
@@ -15,6 +16,15 @@ def printable(text: str, most: int = 300) -> str:
   """A name or a line from a file, as it may be shown on a terminal."""
   fits = text.isprintable() and len(text) <= most
   return text if fits else f'{text!r:.{most}}'
+
+
+def is_text(path: str | os.PathLike) -> bool:
+  """Whether a name can be written into tables and pages, all in UTF-8."""
+  try:
+    os.fspath(path).encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

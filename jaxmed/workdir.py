@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
+from jaxmed import errors
 from jaxmed.errors import UserError
 
 # In the order in which a run makes them; `--fresh` removes them all.
@@ -65,27 +66,37 @@ def read_json(path: pathlib.Path) -> Any:
     ) from error
 
 
+def make_folder(folder: pathlib.Path, option: str) -> None:
+  """Unless it is there; `option` is what names another one."""
+  with _usable(folder, option):
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _usable(folder: pathlib.Path, option: str) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'The folder {folder} cannot be used: {error.strerror}; give another '
+      f'{option}.'
+    ) from error
+
+
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, option: str = '--workdir') -> Iterator[None]:
   """Holds a folder for this process; a second one is refused.
 
   `option` is what names another one.
   """
-  try:
-    os.fspath(workdir).encode()
-  except UnicodeEncodeError as error:
+  if not errors.is_text(workdir):
     raise UserError(
       f'The folder {os.fsencode(workdir)} has a name that is not in UTF-8; '
       f'give another {option}.'
-    ) from error
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
+    )
+  make_folder(workdir, option)
+  with _usable(workdir, option):
     lock = (workdir / '.lock').open('a+')
-  except OSError as error:
-    raise UserError(
-      f'The folder {workdir} cannot be used: {error.strerror}; give another '
-      f'{option}.'
-    ) from error
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,11 +14,12 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8, UInt16
 
+from jaxmed import workdir
 from jaxmed.errors import UserError
 from jaxmed.pipeline import stain
 from jaxmed.pipeline.frame import read_image
 from jaxmed.progress import progress
-from jaxmed.scoring.score_files import is_slide, make_folder, output_paths
+from jaxmed.scoring.score_files import is_slide, output_paths
 from jaxmed.slides.reader import TileError, open_slide
 
 Image = UInt8[np.ndarray, 'h w 3'] | UInt16[np.ndarray, 'h w 3']
@@ -69,7 +70,7 @@ def normalise_files(
     if not file.is_file():
       raise UserError(f'There is no file {file}.')
   change = _changer(kind, target)
-  make_folder(out)
+  workdir.make_folder(out, '--out')
   paths = output_paths(files, out, '.png')
   originals = {file.resolve() for file in files}
   written, reasons = {}, []

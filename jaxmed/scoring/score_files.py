@@ -242,15 +242,6 @@ def _label(
   return {'label': int(drawn), 'annotation': os.path.abspath(path)}
 
 
-def make_folder(out: pathlib.Path) -> None:
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'The folder {out} cannot be used: {error.strerror}; give another --out.'
-    ) from error
-
-
 def is_slide(file: pathlib.Path) -> bool:
   """By its suffix, or as a TIFF of several levels."""
   suffix = file.suffix.lower()

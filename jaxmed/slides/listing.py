@@ -35,7 +35,11 @@ def find_slides(
   found: dict[str, list[pathlib.Path]] = {}
   for path in sorted(_files(root, beside)):
     if _may_be_slide(path):
-      _check_name(path)
+      if not errors.is_text(path):
+        raise errors.UserError(
+          f'The name of the slide {os.fsencode(path)} is not in UTF-8; rename '
+          'it.'
+        )
       found.setdefault(path.stem, []).append(path)
   if not found:
     raise errors.UserError(
@@ -53,15 +57,6 @@ def _may_be_slide(path: pathlib.Path) -> bool:
     and not name.endswith(MASKS)
     and not (name.endswith('.ome.tif') and _is_map(path))
   )
-
-
-def _check_name(path: pathlib.Path) -> None:
-  try:
-    str(path).encode()
-  except UnicodeEncodeError as error:
-    raise errors.UserError(
-      f'The name of the slide {os.fsencode(path)} is not in UTF-8; rename it.'
-    ) from error
 
 
 def _is_map(path: pathlib.Path) -> bool:
