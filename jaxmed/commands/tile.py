@@ -60,14 +60,13 @@ def tile(config: ConfigDict, out: pathlib.Path, work: Work) -> list[str]:
     raise UserError(
       f'{out} cannot be written: {error.strerror}; give another --out.'
     ) from error
-  return _failures(out)
+  return [f'{one["item"]}: {one["error"]}' for one in _failures(out)]
 
 
-def _failures(out: pathlib.Path) -> list[str]:
+def _failures(out: pathlib.Path) -> list[dict]:
   path = out / 'failures.jsonl'
   lines = path.read_text().splitlines() if path.is_file() else []
-  failures = [json.loads(line) for line in lines]
-  return [f'{one["item"]}: {one["error"]}' for one in failures]
+  return [json.loads(line) for line in lines]
 
 
 def summary(out: pathlib.Path, failures: Sequence[str]) -> str:
@@ -85,7 +84,7 @@ def summary(out: pathlib.Path, failures: Sequence[str]) -> str:
   ]
   slides = pq.read_table(out / 'slides.parquet', columns=['group', 'width'])
   opened = {row['group'] for row in slides.to_pylist() if row['width']}
-  unread = {one.partition(': ')[0].partition('/')[0] for one in failures}
+  unread = {one['item'].partition('/')[0] for one in _failures(out)}
   if empty := sorted(opened - set(index['group']) - unread):
     more = f' and {len(empty) - SHOWN} more' if len(empty) > SHOWN else ''
     lines.append(
