@@ -80,8 +80,8 @@ def _figure(
   says: str = '',
 ) -> Figure | None:
   title, axis = KNOWN.get(key, (words.plain(key).capitalize(), 'Value'))
-  series = {name: _series(rows, name) for name in names[:SERIES]}
-  series = {name: s for name, s in series.items() if len(s[0])}
+  logged = {name: _logged(rows, name) for name in names[:SERIES]}
+  series = {name: _thinned(pairs) for name, pairs in logged.items() if pairs}
   if not series:
     return None
   every_y = np.concatenate([y for _, y in series.values()])
@@ -102,7 +102,7 @@ def _figure(
       plot.line(x, y, f's{i}', part)
     else:
       plot.point(x[0], y[0], f's{i}', part)
-    last = _logged(rows, name)[-1][1]  # Not the mean of the last ones.
+    last = logged[name][-1][1]  # Not the mean of the last ones.
     legend.append((f's{i}', f'{part} (last {words.number(last)})'))
     if key in SELECTING and chosen in x:
       value = float(y[list(x).index(chosen)])
@@ -124,9 +124,8 @@ def _logged(rows: list[dict], name: str) -> list[tuple]:
   return [(step, value) for step, value in pairs if value is not None]
 
 
-def _series(rows: list[dict], name: str):
-  """The same, thinned to POINTS."""
-  pairs = _logged(rows, name)
+def _thinned(pairs: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and values, POINTS at most."""
   steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
   if len(steps) > POINTS:
     pieces = [np.array_split(a, POINTS) for a in (steps, values)]
