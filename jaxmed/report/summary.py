@@ -45,16 +45,28 @@ def data_name(run: Run) -> str:
 
 def best_baseline(run: Run) -> tuple[str, dict, bool] | None:
   """The strongest baseline: name, AUROC, and if its direction was turned."""
-  best = None
-  for name, metrics in run.results.get('trivial', {}).items():
-    plain = metrics.get('auroc', {})
-    number = metrics.get('auroc_best_direction') or plain
-    value = words.finite(number.get('value'))
-    if value is not None and (best is None or value > best[1]['value']):
-      usual = words.finite(plain.get('value'))
-      turned = usual is not None and abs(usual - value) > 1e-9
-      best = name, number, turned
-  return best
+  known = _baselines(run)
+  if not known:
+    return None
+  name, number = max(known.items(), key=lambda one: one[1]['value'])
+  usual = words.finite(
+    run.results['trivial'][name].get('auroc', {}).get('value')
+  )
+  turned = usual is not None and abs(usual - number['value']) > 1e-9
+  return name, number, turned
+
+
+def _baselines(run: Run) -> dict[str, dict]:
+  """The AUROC of each that has one, in its better direction."""
+  numbers = {
+    name: metrics.get('auroc_best_direction') or metrics.get('auroc', {})
+    for name, metrics in run.results.get('trivial', {}).items()
+  }
+  return {
+    name: number
+    for name, number in numbers.items()
+    if words.finite(number.get('value')) is not None
+  }
 
 
 def summary(run: Run) -> dict:
@@ -161,15 +173,7 @@ def verdict(run: Run) -> dict:
 
 def _reached(run: Run) -> float:
   """The highest end of all baselines' intervals, known or not."""
-  numbers = [
-    metrics.get('auroc_best_direction') or metrics.get('auroc', {})
-    for metrics in run.results.get('trivial', {}).values()
-  ]
-  ends = [
-    words.finite(number.get('high'))
-    for number in numbers
-    if words.finite(number.get('value')) is not None
-  ]
+  ends = [words.finite(one.get('high')) for one in _baselines(run).values()]
   return math.inf if None in ends else max(ends)
 
 
